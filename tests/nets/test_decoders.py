@@ -1,0 +1,64 @@
+"""One implementation of a step: T single steps equal one call over T; nothing sees the future."""
+
+import itertools
+
+import pytest
+import torch
+
+from textvae.nets.decoders import RecurrentDecoder
+
+CASES = list(itertools.product(["lstm", "gru"], [1, 3], [["state"], ["input"], ["state", "input"]]))
+
+
+@pytest.mark.parametrize(("cell", "layers", "z_to"), CASES)
+def test_single_steps_equal_one_call(cell, layers, z_to):
+    torch.manual_seed(0)
+    decoder = RecurrentDecoder(4, 3, cell=cell, hidden_dim=5, layers=layers, z_to=z_to).double().eval()
+    embedded, z = torch.randn(2, 6, 4, dtype=torch.float64), torch.randn(2, 3, dtype=torch.float64)
+    whole, end = decoder(embedded, z, decoder.start(z))
+    state, parts = decoder.start(z), []
+    for t in range(6):
+        hidden, state = decoder(embedded[:, t : t + 1], z, state)
+        parts.append(hidden)
+    torch.testing.assert_close(torch.cat(parts, 1), whole)
+    torch.testing.assert_close(state, end)
+
+
+@pytest.mark.parametrize(("cell", "layers", "z_to"), CASES)
+def test_hidden_state_depends_on_z_and_past_but_not_on_the_future(cell, layers, z_to):
+    torch.manual_seed(0)
+    decoder = RecurrentDecoder(4, 3, cell=cell, hidden_dim=5, layers=layers, z_to=z_to).double().eval()
+    embedded = torch.randn(1, 6, 4, dtype=torch.float64, requires_grad=True)
+    z = torch.randn(1, 3, dtype=torch.float64, requires_grad=True)
+    hidden, _ = decoder(embedded, z, decoder.start(z))
+    by_input, by_z = torch.autograd.grad(hidden[0, 3].sum(), [embedded, z])
+    assert by_input[0, :4].abs().sum(-1).gt(0).all()
+    assert by_input[0, 4:].eq(0).all()
+    assert by_z.abs().gt(0).all()
+
+
+def test_initial_lstm_state_is_tanh_of_the_memory_in_every_layer():
+    decoder = RecurrentDecoder(4, 3, hidden_dim=5, layers=2)
+    z = torch.randn(7, 3)
+    hidden, memory = decoder.start(z)
+    expected = decoder.z_to_state(z).view(7, 2, 5)
+    assert hidden.shape == (2, 7, 5)
+    torch.testing.assert_close(memory, expected.transpose(0, 1))
+    torch.testing.assert_close(hidden, expected.transpose(0, 1).tanh())
+
+
+def test_without_latents_the_start_is_zero():
+    decoder = RecurrentDecoder(4, 0, hidden_dim=5)
+    hidden, memory = decoder.start(torch.zeros(2, 0))
+    assert hidden.eq(0).all()
+    assert memory.eq(0).all()
+
+
+def test_dropout_spares_z():
+    decoder = RecurrentDecoder(4, 3, hidden_dim=5, z_to=["input"], input_dropout=0.99).double().train()
+    seen = []
+    decoder.rnn.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    z = torch.ones(2, 3, dtype=torch.float64)
+    decoder(torch.ones(2, 50, 4, dtype=torch.float64), z, decoder.start(z))
+    assert seen[0][..., 4:].eq(1).all()
+    assert seen[0][..., :4].eq(0).double().mean() > 0.9

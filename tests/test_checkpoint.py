@@ -1,0 +1,132 @@
+"""Run folders: what was saved comes back, what was damaged is refused, nothing in them is run."""
+
+import hashlib
+import json
+import os
+import pickle
+import shutil
+
+import pytest
+import torch
+from torch import nn
+
+from textvae import checkpoint
+from textvae.errors import CheckpointError, TrainingError
+
+
+class Tied(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(7, 3)
+        self.output = nn.Linear(3, 7)
+        self.output.weight = self.embedding.weight
+
+
+def test_weights_come_back_and_tied_ones_stay_tied(tmp_path):
+    model, other = Tied(), Tied()
+    checkpoint.save_weights(model, tmp_path / "model.safetensors")
+    checkpoint.load_weights(other, tmp_path / "model.safetensors")
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(other.state_dict()[name], tensor)
+    assert other.output.weight is other.embedding.weight
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "empty", "pickle", "other model", "missing"])
+def test_damaged_weights_are_refused_by_name(tmp_path, damage):
+    path = tmp_path / "model.safetensors"
+    checkpoint.save_weights(nn.Linear(4, 4) if damage == "other model" else Tied(), path)
+    data = bytearray(path.read_bytes())
+    if damage == "truncated":
+        path.write_bytes(data[:-5])
+    elif damage == "flipped":
+        data[-3] ^= 1
+        path.write_bytes(data)
+    elif damage == "empty":
+        path.write_bytes(b"")
+    elif damage == "pickle":
+        path.write_bytes(pickle.dumps(Evil(tmp_path / "ran")))
+    elif damage == "missing":
+        path.unlink()
+    with pytest.raises(CheckpointError, match=r"model\.safetensors"):
+        checkpoint.load_weights(Tied(), path)
+    assert not (tmp_path / "ran").exists()
+
+
+class Evil:
+    def __init__(self, path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+def save(folder, step: int) -> None:
+    checkpoint.save_checkpoint(folder, step, Tied(), {"optimizer": {"x": torch.ones(2)}}, {"step": step})
+
+
+def test_checkpoints_come_back_and_only_the_newest_are_kept(tmp_path):
+    for step in (5, 10, 100):
+        save(tmp_path, step)
+    assert [p.name for p in sorted((tmp_path / "checkpoints").iterdir())] == ["step-000000010", "step-000000100"]
+    latest = checkpoint.latest_checkpoint(tmp_path)
+    state, position = checkpoint.load_checkpoint(latest, Tied())
+    assert torch.equal(state["optimizer"]["x"], torch.ones(2))
+    assert position == {"step": 100}
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "training.pt", "state.json"])
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "missing"])
+def test_a_damaged_checkpoint_is_refused_and_the_one_before_is_offered(tmp_path, name, damage):
+    for step in (5, 10):
+        save(tmp_path, step)
+    path = tmp_path / "checkpoints" / "step-000000010" / name
+    data = bytearray(path.read_bytes())
+    if damage == "truncated":
+        path.write_bytes(data[: len(data) // 2])
+    elif damage == "flipped":
+        data[len(data) // 2] ^= 255
+        path.write_bytes(data)
+    else:
+        path.unlink()
+    with pytest.raises(CheckpointError, match=name.replace(".", r"\.")) as caught:
+        checkpoint.load_checkpoint(checkpoint.latest_checkpoint(tmp_path), Tied())
+    assert "step-000000005" in str(caught.value)
+    shutil.rmtree(path.parent)
+    assert checkpoint.load_checkpoint(checkpoint.latest_checkpoint(tmp_path), Tied())[1] == {"step": 5}
+
+
+def test_a_pickle_in_place_of_the_optimiser_is_not_run(tmp_path):
+    save(tmp_path, 5)
+    folder = checkpoint.latest_checkpoint(tmp_path)
+    (folder / "training.pt").write_bytes(pickle.dumps(Evil(tmp_path / "ran")))
+    # Even with a matching checksum, as an attacker would write it.
+    values = json.loads((folder / "state.json").read_text())
+    values["sha256"]["training.pt"] = hashlib.sha256((folder / "training.pt").read_bytes()).hexdigest()
+    (folder / "state.json").write_text(json.dumps(values))
+    with pytest.raises(CheckpointError, match=r"training\.pt"):
+        checkpoint.load_checkpoint(folder, Tied())
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_half_written_checkpoint_is_never_found(tmp_path):
+    save(tmp_path, 5)
+    (tmp_path / "checkpoints" / ".step-000000010.part").mkdir()
+    assert checkpoint.latest_checkpoint(tmp_path).name == "step-000000005"
+
+
+def test_a_second_training_into_the_same_folder_is_refused(tmp_path):
+    with (
+        checkpoint.locked(tmp_path),
+        pytest.raises(TrainingError, match="another training"),
+        checkpoint.locked(tmp_path),
+    ):
+        pass
+    with checkpoint.locked(tmp_path):
+        pass
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_that_cannot_be_written_is_said(tmp_path):
+    tmp_path.chmod(0o500)
+    with pytest.raises(TrainingError, match="cannot be written"), checkpoint.locked(tmp_path / "run"):
+        pass

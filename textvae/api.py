@@ -1,0 +1,266 @@
+"""A trained run in the hand: texts in, latents, texts and figures out, row for row."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from textvae import build, checkpoint, recipe_file
+from textvae.errors import CheckpointError, UserError, suggest
+from textvae.evaluation import bounds, report
+from textvae.generation.latent import path as latent_path
+from textvae.generation.search import generate
+from textvae.latent.divergences import kl
+from textvae.model import SequenceVAE
+from textvae.recipe import Generation, Recipe
+from textvae.text import corpora, encoding, tokenizers
+from textvae.text.batching import ListStore, TokenStore, collate, evaluation_batches
+from textvae.types import Batch, Tokenizer
+
+ROWS = 512  # sentences generated at once
+
+
+def load(run: str | Path, *, device: str | torch.device = "cpu", trust_code: bool = False) -> TextVAE:
+    """Loads a run folder; nothing in it is executed.
+
+    Args:
+        run: the folder that `textvae train --out` wrote; it may have been moved.
+        device: where the model goes.
+        trust_code: import the classes that the recipe names by dotted path.
+
+    Raises:
+        CheckpointError: no run, or a damaged one.
+        UserError: the recipe needs code and `trust_code` is false.
+    """
+    folder = Path(run)
+    if not (folder / checkpoint.RECIPE).is_file():
+        raise CheckpointError(f"{folder}: holds no run ({checkpoint.RECIPE} is missing)")
+    recipe = recipe_file.load(folder / checkpoint.RECIPE)
+    build.check(recipe, str(folder / checkpoint.RECIPE), trust_code=trust_code)
+    tokenizer = tokenizers.load(str(folder / checkpoint.TOKENIZER))
+    # The parameters drawn here are overwritten; the caller's random state stays as it was.
+    with torch.random.fork_rng(devices=[]):
+        model = build.build_model(recipe, tokenizer, trust_code=trust_code)
+    checkpoint.load_weights(model, folder / checkpoint.WEIGHTS)
+    return TextVAE(model.to(device), tokenizer, recipe)
+
+
+class TextVAE:
+    """A sequence VAE with its tokenizer and recipe. Row i of every result belongs to row i of the input.
+
+    Args:
+        model: the trained model; put into evaluation mode.
+        tokenizer: the one it was trained with.
+        recipe: what it was trained by; its `generation` section gives the defaults of decoding.
+    """
+
+    def __init__(self, model: SequenceVAE, tokenizer: Tokenizer, recipe: Recipe) -> None:
+        self.model = model.eval()
+        self.tokenizer = tokenizer
+        self.recipe = recipe
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return next(self.model.parameters()).device
+
+    @property
+    def latent_dim(self) -> int:
+        """D; 0 for a language model."""
+        return self.model.latent_dim
+
+    def encode(self, texts: Sequence[str]) -> Tensor:
+        """Returns the posterior means, (N, D) float32 on the CPU."""
+        return self.encode_distribution(texts)[0]
+
+    def encode_distribution(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Returns the posterior means and standard deviations, each (N, D) float32 on the CPU."""
+        self._needs_latents("encode")
+        means = torch.empty(len(texts), self.latent_dim)
+        scales = torch.empty(len(texts), self.latent_dim)
+        with torch.inference_mode():
+            for rows, batch in self._batches(texts):
+                posterior = self.model.encode(batch)
+                means[rows] = posterior.mean.float().cpu()
+                scales[rows] = posterior.stddev.float().cpu()
+        return means, scales
+
+    def decode(self, z: Tensor, *, seed: int | None = None, **options: Any) -> list[str]:
+        """Returns a text for each row of z (N, D).
+
+        Args:
+            z: latents.
+            seed: repeats a result; matters where words are drawn.
+            **options: of decoding, as in a recipe's `generation` section: method (greedy, sample, beam),
+                temperature, top_k, top_p, beam_size, max_length, ban_unk. The recipe's are the defaults.
+
+        Raises:
+            UserError: an unknown option, a value out of range, or z of another width.
+        """
+        z = torch.as_tensor(z, dtype=torch.float32)
+        if z.dim() != 2 or z.shape[1] != self.latent_dim:
+            raise UserError(f"z: got shape {tuple(z.shape)}; it must be (N, {self.latent_dim})")
+        settings = self._settings(options)
+        generator = self._generator(seed)
+        ids: list[list[int]] = []
+        with torch.inference_mode():
+            for part in z.to(self.device).split(ROWS):
+                ids += generate(
+                    self.model,
+                    part,
+                    settings=settings,
+                    bos_id=self.tokenizer.bos_id,
+                    eos_id=self.tokenizer.eos_id,
+                    pad_id=self.tokenizer.pad_id,
+                    unk_id=self.tokenizer.unk_id,
+                    generator=generator,
+                )
+        return self.tokenizer.decode(ids)
+
+    def sample(self, n: int, *, seed: int | None = None, **options: Any) -> list[str]:
+        """Returns n texts from z drawn from the prior. Options: see `decode`."""
+        if n < 0:
+            raise UserError(f"n: got {n}; it must be 0 or more")
+        return self.decode(self.sample_latents(n, seed=seed), seed=seed, **options)
+
+    def sample_latents(self, n: int, *, seed: int | None = None) -> Tensor:
+        """Returns n draws from the prior, (n, D)."""
+        if self.latent_dim == 0:
+            return torch.zeros(n, 0)
+        assert self.model.prior is not None
+        # torch's distributions draw from the global state; it is put back afterwards.
+        with torch.random.fork_rng(devices=[]), torch.inference_mode():
+            if seed is None:
+                torch.seed()
+            else:
+                torch.manual_seed(seed)
+            z: Tensor = self.model.prior().sample(torch.Size([n]))
+        return z.cpu()
+
+    def reconstruct(self, texts: Sequence[str], *, seed: int | None = None, **options: Any) -> list[str]:
+        """Returns each text decoded from its posterior mean, greedily unless `method` says otherwise."""
+        return self.decode(self.encode(texts), seed=seed, **{"method": "greedy", **options})
+
+    def interpolate(
+        self,
+        a: str,
+        b: str,
+        steps: int = 7,
+        *,
+        path: Literal["linear", "spherical"] = "linear",
+        seed: int | None = None,
+        **options: Any,
+    ) -> list[str]:
+        """Returns `steps` texts decoded along the path between two sentences' means, both ends included.
+
+        Greedily unless `method` says otherwise; the ends are reconstructions of the sentences.
+        """
+        ends = self.encode([a, b])
+        z = latent_path(ends[0], ends[1], steps, kind=path)
+        return self.decode(z, seed=seed, **{"method": "greedy", **options})
+
+    def score(self, texts: Sequence[str], *, iw_samples: int | None = None, seed: int = 0) -> list[dict[str, float]]:
+        """Returns each text's figures, in nats a sequence.
+
+        Args:
+            texts: N sentences.
+            iw_samples: adds `nll_iw`, the importance-weighted estimate with so many samples.
+            seed: of the draws of z.
+
+        Returns:
+            For each text nll_elbo (one draw of z), reconstruction, kl, tokens (</s> counted) and ppl_elbo;
+            for a language model nll_elbo is the exact -log p(x).
+        """
+        rows_of: list[dict[str, float]] = [{} for _ in texts]
+        sentences = self.tokenizer.encode(list(texts))
+        # A draw belongs to its sentence, whatever stands beside it in a batch.
+        noise = torch.randn(1, len(texts), self.latent_dim, generator=torch.Generator().manual_seed(seed))
+        with torch.inference_mode():
+            for rows, batch in self._batches(texts):
+                output = self.model(batch, noise=noise[:, rows].to(self.device))
+                reconstruction = -output.log_likelihood[0].double()
+                rate = torch.zeros_like(reconstruction)
+                if self.latent_dim:
+                    rate = kl(output.posterior, output.prior, output.z).double()
+                for i, row in enumerate(rows):
+                    tokens, nll = int(batch.lengths[i]), float(reconstruction[i] + rate[i])
+                    rows_of[row] = {
+                        "nll_elbo": nll,
+                        "reconstruction": float(reconstruction[i]),
+                        "kl": float(rate[i]),
+                        "tokens": tokens,
+                        "ppl_elbo": bounds.perplexity(nll, tokens),
+                    }
+        if iw_samples is not None:
+            generator = self._generator(seed)
+            for row, sentence in enumerate(sentences):
+                batch = self._on_device(collate([sentence], self.tokenizer.pad_id))
+                estimate = bounds.iw_nll(self.model, [batch], samples=iw_samples, generator=generator)
+                rows_of[row]["nll_iw"] = float(estimate.nll[0])
+        return rows_of
+
+    def evaluate(self, split: str = "test", *, recipe: Recipe | None = None, seed: int = 0) -> dict[str, Any]:
+        """Returns the figures of a part of the corpus; see `textvae.evaluation.report`.
+
+        Args:
+            split: train, validation or test.
+            recipe: gives the corpus and the evaluation's settings; the run's own where absent.
+            seed: of all draws.
+
+        Raises:
+            UserError: the corpus has no such part, or cannot be read.
+        """
+        recipe = recipe or self.recipe
+        corpus = corpora.load(recipe.data)
+        encoded = encoding.encode(corpus, self.tokenizer, recipe.data)
+        if split not in encoded.parts:
+            raise UserError(f"--split: the corpus has no part {split!r}{suggest(split, encoded.parts)}")
+        store = TokenStore(encoded.parts[split])
+        if not len(store):
+            raise UserError(f"--split: the part {split!r} has no sentence")
+        pad_id, settings = self.tokenizer.pad_id, recipe.evaluation
+        sentences = [store[row].tolist() for row in range(min(len(store), settings.bleu_sentences))]
+        references = self.tokenizer.decode(sentences)
+
+        def batches() -> Iterator[Batch]:
+            return (self._on_device(batch) for _, batch in evaluation_batches(store, pad_id))
+
+        result = report.evaluate(
+            self.model,
+            batches,
+            iw_samples=settings.iw_samples,
+            batch_tokens=settings.batch_tokens,
+            generator=self._generator(seed),
+            references=references,
+            reconstruct=lambda: self.reconstruct(references),
+        )
+        return {"split": split, **result}
+
+    def _batches(self, texts: Sequence[str]) -> Iterator[tuple[Any, Batch]]:
+        store = ListStore(self.tokenizer.encode(list(texts)))
+        for rows, batch in evaluation_batches(store, self.tokenizer.pad_id):
+            yield torch.from_numpy(rows), self._on_device(batch)
+
+    def _on_device(self, batch: Batch) -> Batch:
+        return Batch(*(tensor.to(self.device) for tensor in batch))
+
+    def _settings(self, options: dict[str, Any]) -> Generation:
+        return recipe_file.with_options(self.recipe.generation, options, "generation")
+
+    def _generator(self, seed: int | None) -> torch.Generator:
+        generator = torch.Generator(device=self.device)
+        if seed is None:
+            generator.seed()
+        else:
+            generator.manual_seed(seed)
+        return generator
+
+    def _needs_latents(self, what: str) -> None:
+        if self.latent_dim == 0:
+            raise UserError(f"{what}: the run is a language model (model.latent_dim: 0), which has no latents")
+
+

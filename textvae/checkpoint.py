@@ -1,0 +1,192 @@
+"""Run folders: written whole or not at all, read without running anything, checked before they are believed."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from textvae.errors import CheckpointError, TrainingError
+
+WEIGHTS = "model.safetensors"
+RECIPE = "recipe.yaml"
+TOKENIZER = "tokenizer"
+METRICS = "metrics.jsonl"
+CHECKPOINTS = "checkpoints"
+KEPT = 2  # whole checkpoints on disk: the last, and one before it in case the last is damaged
+
+
+def save_weights(model: nn.Module, path: Path) -> None:
+    """Writes the parameters and buffers of `model` as safetensors, with a checksum inside, atomically."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in _unique_state(model).items()}
+    temporary = path.with_name(f".{path.name}.part")
+    save_file(tensors, temporary, metadata={"format": "pt", "sha256": _digest(tensors)})
+    _sync(temporary)
+    os.replace(temporary, path)
+    _sync(path.parent)
+
+
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Reads what `save_weights` wrote into `model`.
+
+    Raises:
+        CheckpointError: missing, truncated or altered file, or one of another model.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"{path}: is missing; the run has no weights yet")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, RuntimeError) as error:
+        raise CheckpointError(f"{path}: is damaged or no safetensors file ({error})") from error
+    if metadata.get("sha256") != _digest(tensors):
+        raise CheckpointError(f"{path}: its content does not match its checksum; the file is damaged")
+    expected = _unique_state(model)
+    wrong = sorted(set(expected) ^ set(tensors)) + sorted(
+        name for name in set(expected) & set(tensors) if expected[name].shape != tensors[name].shape
+    )
+    if wrong:
+        raise CheckpointError(f"{path}: is of another model than its recipe's (differs in {', '.join(wrong[:4])})")
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            expected[name].copy_(tensor)
+
+
+def _unique_state(model: nn.Module) -> dict[str, Tensor]:
+    # Tied weights appear under several names; the first stands for all.
+    seen: dict[int, str] = {}
+    unique = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if id(tensor) not in seen:
+            seen[id(tensor)] = name
+            unique[name] = tensor
+    return unique
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def save_checkpoint(folder: Path, step: int, model: nn.Module, state: Mapping[str, Any], position: object) -> Path:
+    """Writes everything a training needs to go on exactly, then drops all but the newest checkpoints.
+
+    Args:
+        folder: the run folder.
+        step: optimiser steps done.
+        model: its weights go into safetensors.
+        state: tensors and plain values (optimiser, objective, scaler), read back with weights_only.
+        position: JSON values: epoch, step, best figure, ...
+
+    Returns:
+        The checkpoint's folder. It appears by one rename, so that a half-written one is never taken for whole.
+    """
+    parent = folder / CHECKPOINTS
+    parent.mkdir(parents=True, exist_ok=True)
+    final = parent / f"step-{step:09d}"
+    temporary = parent / f".step-{step:09d}.part"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    save_weights(model, temporary / WEIGHTS)
+    torch.save(dict(state), temporary / "training.pt")
+    _sync(temporary / "training.pt")
+    files = {name: _file_digest(temporary / name) for name in (WEIGHTS, "training.pt")}
+    (temporary / "state.json").write_text(json.dumps({"position": position, "sha256": files}, indent=1))
+    _sync(temporary / "state.json")
+    if final.exists():
+        shutil.rmtree(final)
+    os.replace(temporary, final)
+    _sync(parent)
+    for old in _checkpoints(folder)[KEPT:]:
+        shutil.rmtree(old, ignore_errors=True)
+    return final
+
+
+def latest_checkpoint(folder: Path) -> Path | None:
+    """Returns the newest whole checkpoint of a run folder, or None."""
+    found = _checkpoints(folder)
+    return found[0] if found else None
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    parent = folder / CHECKPOINTS
+    return sorted((p for p in parent.glob("step-*") if p.is_dir()), reverse=True) if parent.is_dir() else []
+
+
+def load_checkpoint(checkpoint: Path, model: nn.Module) -> tuple[dict[str, Any], Any]:
+    """Reads a checkpoint into `model` and returns (state, position) as they were saved.
+
+    Raises:
+        CheckpointError: a file is missing, truncated or altered; the message names the one before, if any.
+    """
+    try:
+        try:
+            saved = json.loads((checkpoint / "state.json").read_text())
+            digests, position = saved["sha256"], saved["position"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(f"{checkpoint / 'state.json'}: is missing or damaged ({error})") from error
+        for name in (WEIGHTS, "training.pt"):
+            path = checkpoint / name
+            if not path.is_file() or _file_digest(path) != digests.get(name):
+                raise CheckpointError(f"{path}: is missing or does not match its checksum; the file is damaged")
+        load_weights(model, checkpoint / WEIGHTS)
+        try:
+            state = torch.load(checkpoint / "training.pt", map_location="cpu", weights_only=True)
+        except Exception as error:  # unpickling a hostile file may raise anything
+            raise CheckpointError(f"{checkpoint / 'training.pt'}: cannot be read safely ({error})") from error
+        return state, position
+    except CheckpointError as error:
+        others = [str(p) for p in _checkpoints(checkpoint.parent.parent) if p != checkpoint]
+        hint = f"; remove {checkpoint} to go on from {others[0]}" if others else ""
+        raise CheckpointError(f"{error}{hint}") from error
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Holds a run folder for one training.
+
+    Raises:
+        TrainingError: another process trains into it, or it cannot be written.
+    """
+    import fcntl
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / ".lock").open("w")
+    except OSError as error:
+        raise TrainingError(f"{folder}: cannot be written ({error.strerror})") from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise TrainingError(f"{folder}: another training is writing into it; take another --out") from error
+        yield
+
+
+def _file_digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    # Without this a crash of the machine can leave a renamed but empty file.
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,1 @@
+"""Evaluation: bounds, latents, text and the report that joins them."""

@@ -1,0 +1,1 @@
+"""Generation: search over words and paths through the latent space."""

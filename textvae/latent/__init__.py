@@ -1,0 +1,1 @@
+"""Latents: posteriors, priors and the divergences between them; never text."""

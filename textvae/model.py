@@ -1,0 +1,128 @@
+"""The sequence VAE: its parts put together. It knows no loss and no text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+from torch.distributions import Distribution
+
+from textvae.types import Batch, VAEOutput
+
+State = tuple[Tensor, ...]
+
+
+class SequenceVAE(nn.Module):
+    """p(x, z) = p(z) prod_t p(x_t | x_<t, z) with q(z|x), over token ids.
+
+    Without an encoder it is the language model p(x) = prod_t p(x_t | x_<t), the same code, and z has
+    0 dimensions.
+
+    Args:
+        latent_dim: D; 0 for a language model.
+        encoder_embedding: ids to vectors for the encoder; may be the decoder's own.
+        encoder: (B, T, E), lengths -> features (B, F).
+        posterior: features -> q(z|x).
+        prior: () -> p(z).
+        decoder_embedding: ids to vectors for the decoder.
+        decoder: `start` and `forward` as in `textvae.nets.decoders`.
+        output: hidden states to log-probabilities.
+        word_dropout: noise on the decoder's inputs.
+        draw: draws z (S, B, D) from a posterior, with noise (S, B, D) given or not.
+    """
+
+    def __init__(
+        self,
+        *,
+        latent_dim: int,
+        decoder_embedding: nn.Embedding,
+        decoder: nn.Module,
+        output: nn.Module,
+        word_dropout: nn.Module,
+        encoder_embedding: nn.Embedding | None = None,
+        encoder: nn.Module | None = None,
+        posterior: nn.Module | None = None,
+        prior: nn.Module | None = None,
+        draw: Callable[[Distribution, int, Tensor | None], Tensor] | None = None,
+    ) -> None:
+        super().__init__()
+        self.latent_dim = latent_dim
+        self.encoder_embedding = encoder_embedding
+        self.encoder = encoder
+        self.posterior = posterior
+        self.prior = prior
+        self.decoder_embedding = decoder_embedding
+        self.decoder = decoder
+        self.output = output
+        self.word_dropout = word_dropout
+        self.draw = draw
+
+    def encode(self, batch: Batch) -> Distribution:
+        """Returns q(z|x), batch (B,), event (D,); row i is sentence i.
+
+        Raises:
+            ValueError: for a language model, which has no posterior.
+        """
+        if self.encoder is None or self.encoder_embedding is None or self.posterior is None:
+            raise ValueError("a language model (latent_dim 0) has no posterior to encode into")
+        embedded = self.encoder_embedding(batch.targets)  # (B, T, E)
+        posterior: Distribution = self.posterior(self.encoder(embedded, batch.lengths))
+        return posterior
+
+    def log_likelihood(self, batch: Batch, z: Tensor) -> Tensor:
+        """Returns log p(x|z), (S, B), nats a sequence, for z (S, B, D)."""
+        samples, sentences = z.shape[:2]
+        rows = samples * sentences
+        inputs = self.word_dropout(batch.inputs)
+        embedded = self.decoder_embedding(inputs)  # (B, T, E)
+        embedded = embedded.expand(samples, *embedded.shape).flatten(0, 1)  # (S*B, T, E)
+        flat = z.reshape(rows, -1)  # (S*B, D)
+        hidden, _ = self.decoder(embedded, flat, self.decoder.start(flat))  # (S*B, T, H)
+        mask = batch.mask.expand(samples, -1, -1).flatten(0, 1)  # (S*B, T)
+        targets = batch.targets.expand(samples, -1, -1).flatten(0, 1)  # (S*B, T)
+        if hidden.is_cuda:
+            # Choosing the real tokens would wait for the device; lengths in a batch are near equal.
+            per_token = self.output(hidden.flatten(0, 1), targets.flatten()).view(mask.shape)
+            per_token = per_token.masked_fill(~mask, 0.0)
+        else:
+            real = self.output(hidden[mask], targets[mask])
+            per_token = real.new_zeros(mask.shape).masked_scatter(mask, real)  # (S*B, T)
+        return per_token.sum(-1).view(samples, sentences)
+
+    def start(self, z: Tensor) -> State:
+        """Returns the decoder's state before the first word, each tensor (layers, B, H), for z (B, D)."""
+        state: State = self.decoder.start(z)
+        return state
+
+    def step(self, tokens: Tensor, z: Tensor, state: State) -> tuple[Tensor, State]:
+        """Reads one word a row.
+
+        Args:
+            tokens: (B,) int64, the words to read; <s> first.
+            z: (B, D).
+            state: from `start` or from the step before.
+
+        Returns:
+            Logits (B, V) of the next word, float32, and the state after it.
+        """
+        hidden, state = self.decoder(self.decoder_embedding(tokens[:, None]), z, state)
+        return self.output.logits(hidden[:, 0]), state
+
+    def forward(self, batch: Batch, *, samples: int = 1, noise: Tensor | None = None) -> VAEOutput:
+        """Encodes, draws z and scores the sentences under it.
+
+        Args:
+            batch: B sentences.
+            samples: S, draws of z a sentence.
+            noise: (S, B, D) standard normal draws to use; new ones where absent.
+
+        Returns:
+            The output; for a language model both distributions are None and z is (1, B, 0).
+        """
+        if self.latent_dim == 0:
+            z = self.decoder_embedding.weight.new_zeros(1, len(batch.lengths), 0)
+            return VAEOutput(None, None, z, self.log_likelihood(batch, z))
+        assert self.draw is not None and self.prior is not None
+        posterior = self.encode(batch)
+        z = self.draw(posterior, samples, noise)
+        return VAEOutput(posterior, self.prior(), z, self.log_likelihood(batch, z))

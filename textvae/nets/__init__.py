@@ -1,0 +1,1 @@
+"""Networks: encoders, decoders, output layers and how they start."""

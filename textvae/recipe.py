@@ -1,0 +1,262 @@
+"""One experiment as typed, frozen values: the shape of a recipe. Reading the YAML is `recipe_file`'s work."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+Count = Annotated[int, Field(gt=0)]
+Share = Annotated[float, Field(ge=0.0, lt=1.0)]
+Part = Literal["train", "validation", "test"]
+PARTS: tuple[Part, ...] = ("train", "validation", "test")
+SOURCES = ("hub", "files", "folder", "grammar")
+
+
+class Frozen(BaseModel):
+    """Immutable, no unknown keys, no silent conversions."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class Section(BaseModel):
+    """`kind` and its options; the registry of the family checks them against the constructor."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", strict=True, allow_inf_nan=False)
+
+    kind: str
+
+    def as_dict(self) -> dict[str, Any]:
+        """Returns the section as a plain mapping, `kind` included."""
+        return self.model_dump()
+
+
+def section(kind: str, **options: Any) -> Any:
+    """Returns a field whose default is a section."""
+    return Field(default_factory=lambda: Section(kind=kind, **options))
+
+
+class Hub(Frozen):
+    """A data set of the Hugging Face Hub."""
+
+    name: str
+    config: str | None = None
+    revision: str | None = None
+
+
+class Grammar(Frozen):
+    """The built-in corpus; counts are sentences drawn independently."""
+
+    seed: int = 0
+    train: Count = 20_000
+    validation: Count = 2_000
+    test: Count = 2_000
+
+
+class Data(Frozen):
+    """Where the sentences come from (exactly one source) and which of them are kept."""
+
+    hub: Hub | None = None
+    files: dict[Part, str | list[str]] | None = None
+    folder: str | None = Field(default=None, description="a folder written by datasets' save_to_disk")
+    grammar: Grammar | None = None
+    format: Literal["text", "csv", "tsv", "json", "parquet"] | None = Field(
+        default=None, description="of `files`; read from their names where absent"
+    )
+    splits: dict[Part, str] | None = Field(
+        default=None, description="the source's names of the parts, for `hub` and `folder`"
+    )
+    column: str | None = Field(default=None, description="the column of sentences; needed where there are several")
+    streaming: bool = Field(default=False, description="never hold the training part; read it anew each epoch")
+    shuffle_buffer: Count = Field(default=10_000, description="sentences held to shuffle and to sort a stream")
+    validation_fraction: Annotated[float, Field(gt=0.0, lt=1.0)] | None = Field(
+        default=None, description="cut from the training part where there is no validation part (0.05 if absent)"
+    )
+    max_length: Count | None = Field(default=None, description="tokens a sentence, </s> counted")
+    too_long: Literal["drop", "truncate"] = Field(default="drop", description="what happens beyond max_length")
+    limit: dict[Part, Count] | None = Field(default=None, description="at most so many sentences of a part")
+    lowercase: bool = False
+    normalize: Literal["NFC", "NFKC"] | None = None
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Data:
+        given = [name for name in SOURCES if getattr(self, name) is not None]
+        if len(given) != 1:
+            found = f"got {', '.join(given)}" if given else "got none"
+            raise ValueError(f"{found}; exactly one source is needed: {', '.join(SOURCES)}")
+        if self.files is not None and "train" not in self.files:
+            raise ValueError("files.train is missing; files needs train, and may have validation and test")
+        if self.format is not None and self.files is None:
+            raise ValueError(f"format belongs to files, and the source is {given[0]}")
+        if self.splits is not None and self.hub is None and self.folder is None:
+            raise ValueError(f"splits belongs to hub and folder, and the source is {given[0]}")
+        if self.validation_fraction is not None:
+            if (self.files or {}).get("validation") or (self.splits or {}).get("validation") or self.grammar:
+                raise ValueError("validation_fraction is given, and so is a validation part; keep one of them")
+            if self.streaming:
+                raise ValueError("validation_fraction cannot cut a stream; name a validation file or split")
+        if self.streaming and self.grammar is not None:
+            raise ValueError("streaming is for hub, files and folder; the grammar is generated in memory")
+        return self
+
+    @property
+    def source(self) -> str:
+        """Which of the sources is given."""
+        return next(name for name in SOURCES if getattr(self, name) is not None)
+
+
+class Model(Frozen):
+    """The sizes and parts of a SequenceVAE. latent_dim 0 is the language model: decoder only."""
+
+    latent_dim: Annotated[int, Field(ge=0)] = 32
+    embedding_dim: Count = 256
+    encoder: Section = section("recurrent")
+    decoder: Section = section("recurrent")
+    output: Section = section("softmax")
+    posterior: Section = section("gaussian")
+    prior: Section = section("standard_normal")
+    share_embeddings: bool = Field(default=False, description="one embedding table for encoder and decoder")
+    tie_output: bool = Field(default=False, description="the output matrix is the decoder's embedding table")
+    word_dropout: Share = Field(default=0.0, description="share of the decoder's input words replaced by <unk>")
+    initialization: Section = section("default")
+
+
+class Term(Section):
+    """One term of the objective: a divergence by `kind`, its options, and its weight's schedule."""
+
+    weight: Annotated[float, Field(ge=0.0)] | Section = 1.0
+
+
+class Objective(Frozen):
+    """Reconstruction plus named terms; a term set to null is left out."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    reconstruction: Section = section("cross_entropy")
+    terms: dict[str, Term] = Field(default_factory=dict)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _terms_by_name(cls, values: Any) -> Any:
+        # A recipe writes `objective: {kl: {...}}`; here the terms are one mapping.
+        if not isinstance(values, Mapping) or "terms" in values:
+            return values
+        terms = {k: v for k, v in values.items() if k != "reconstruction" and v is not None}
+        rest = {k: v for k, v in values.items() if k == "reconstruction"}
+        return {**rest, "terms": terms}
+
+
+class Training(Frozen):
+    """How the parameters are found. The batch is one optimiser step's, over all processes."""
+
+    batch_size: Count = Field(default=32, description="sentences an optimiser step, over all processes")
+    batch_tokens: Count | None = Field(default=None, description="padded tokens a step at most, besides batch_size")
+    bucket_batches: Count = Field(default=100, description="batches' worth of sentences sorted by length together")
+    accumulation: Count = Field(default=1, description="pieces a batch is worked through in; changes memory only")
+    max_epochs: Count | None = None
+    max_steps: Count | None = None
+    optimizer: Section = section("adamw", lr=1e-3)
+    lr_schedule: Section = section("constant")
+    decay: Section | None = Field(default=None, description="lowers the learning rate when validation stalls")
+    gradient_clip: Annotated[float, Field(gt=0)] | None = 5.0
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    evaluate_every: str | Count = Field(default="1 epoch", description="steps, or epochs as in '1 epoch'")
+    monitor: str = Field(default="nll_elbo", description="the validation figure that picks the best checkpoint")
+    early_stopping: Count | None = Field(default=None, description="evaluations without gain before the end")
+    save_every: Count | None = Field(default=None, description="steps between checkpoints, besides evaluations")
+    log_every: Count = 50
+    trackers: list[str] = Field(default_factory=list, description="accelerate's trackers by name: tensorboard, ...")
+    threads: Count | None = Field(default=None, description="CPU threads; torch's own choice where absent")
+
+    @field_validator("evaluate_every")
+    @classmethod
+    def _duration(cls, value: str | int) -> str | int:
+        parse_duration(value)
+        return value
+
+
+class Evaluation(Frozen):
+    """What `textvae evaluate` computes."""
+
+    iw_samples: Count = Field(default=500, description="importance samples a sentence")
+    batch_tokens: Count = Field(default=20_000, description="padded tokens times samples worked on at once")
+    bleu_sentences: Count = Field(default=1_000, description="sentences reconstructed for BLEU, the part's first")
+
+
+class Generation(Frozen):
+    """How text is decoded where the command does not say."""
+
+    method: Literal["greedy", "sample", "beam"] = "sample"
+    temperature: Annotated[float, Field(gt=0.0)] = 1.0
+    top_k: Count | None = None
+    top_p: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
+    beam_size: Count = 5
+    max_length: Count = Field(default=100, description="tokens, </s> counted")
+    ban_unk: bool = False
+
+
+class Recipe(Frozen):
+    """One experiment, whole."""
+
+    name: str = "run"
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    data: Data
+    tokenizer: Section = section("word")
+    model: Model = Field(default_factory=Model)
+    objective: Objective = Field(default_factory=Objective)
+    training: Training = Field(default_factory=Training)
+    evaluation: Evaluation = Field(default_factory=Evaluation)
+    generation: Generation = Field(default_factory=Generation)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_objective(cls, values: Any) -> Any:
+        # With latents and nothing said, the objective is the ELBO; a language model has no term.
+        if isinstance(values, Mapping) and "objective" not in values:
+            model = values.get("model")
+            latent = model.get("latent_dim") if isinstance(model, Mapping) else None
+            if latent != 0:
+                return {**values, "objective": {"kl": {"kind": "kl"}}}
+        return values
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Recipe:
+        if self.model.latent_dim == 0 and self.objective.terms:
+            names = ", ".join(self.objective.terms)
+            raise ValueError(
+                f"objective.{names}: a language model (model.latent_dim: 0) has no latent to hold to a prior; "
+                "set the term to null"
+            )
+        if self.training.max_epochs is None and self.training.max_steps is None:
+            raise ValueError("training: max_epochs or max_steps is needed, or the training has no end")
+        return self
+
+    def resolved(self) -> dict[str, Any]:
+        """Returns the recipe as plain values that read back to an equal recipe, defaults written out."""
+        plain = self.model_dump(mode="json")
+        objective = plain["objective"]
+        plain["objective"] = {"reconstruction": objective["reconstruction"], **objective["terms"]}
+        return plain
+
+
+def parse_duration(value: str | int) -> tuple[float, str]:
+    """Returns (amount, "steps" or "epochs") of 500, "500 steps" or "1.5 epochs".
+
+    Raises:
+        ValueError: anything else, or an amount that is not above 0.
+    """
+    if isinstance(value, int):
+        amount, unit = float(value), "steps"
+    else:
+        parts = value.split()
+        try:
+            amount, unit = float(parts[0]), parts[1] if len(parts) == 2 else "steps"
+        except (ValueError, IndexError):
+            amount, unit = -1.0, ""
+        unit = {"step": "steps", "epoch": "epochs"}.get(unit, unit)
+        if len(parts) > 2 or unit not in ("steps", "epochs"):
+            amount = -1.0
+    if not 0 < amount < float("inf"):
+        raise ValueError(f"got {value!r}; a duration is a number of steps (500) or text such as '10 epochs'")
+    return amount, unit

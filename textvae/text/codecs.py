@@ -1,0 +1,184 @@
+"""Plain text to ids and back, in three ways: the tokenizers library, SentencePiece, bytes.
+
+A codec never makes <s>, </s> or <pad> on purpose; `textvae.text.tokenizers` puts those around its ids.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Protocol
+
+MARK = "\u2581"  # what SentencePiece writes for a space, and gives back as one
+
+
+class Codec(Protocol):
+    """Ids from 0 to `size` - 1; whatever text goes in, none of it is read as a special token's name."""
+
+    file: ClassVar[str | None]  # its file in a tokenizer's folder; None where there is nothing to keep
+
+    @property
+    def size(self) -> int:
+        """The number of ids it knows."""
+        ...
+
+    def encode(self, texts: list[str]) -> list[list[int]]:
+        """Returns the ids of each text."""
+        ...
+
+    def decode(self, rows: list[list[int]]) -> list[str]:
+        """Returns the text of each row of ids."""
+        ...
+
+    def names(self) -> dict[str, int]:
+        """Returns token -> id."""
+        ...
+
+    def to_bytes(self) -> bytes:
+        """Returns what its file holds."""
+        ...
+
+
+class LibraryCodec:
+    """A tokenizer of the `tokenizers` library.
+
+    Args:
+        tokenizer: a `tokenizers.Tokenizer`; it is changed to read special tokens' names as plain text.
+    """
+
+    file: ClassVar[str | None] = "tokenizer.json"
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+        self._set()
+
+    @classmethod
+    def from_bytes(cls, content: bytes) -> LibraryCodec:
+        """Returns the codec that a tokenizer.json describes."""
+        import tokenizers
+
+        return cls(tokenizers.Tokenizer.from_str(content.decode("utf-8")))
+
+    @property
+    def size(self) -> int:
+        """The number of ids it knows, holes counted."""
+        return max(self.names().values(), default=-1) + 1
+
+    def encode(self, texts: list[str]) -> list[list[int]]:
+        """Returns the ids of each text."""
+        return [row.ids for row in self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+
+    def decode(self, rows: list[list[int]]) -> list[str]:
+        """Returns the text of each row of ids."""
+        decoded: list[str] = self.tokenizer.decode_batch(rows, skip_special_tokens=False)
+        return decoded
+
+    def names(self) -> dict[str, int]:
+        """Returns token -> id."""
+        vocabulary: dict[str, int] = self.tokenizer.get_vocab(with_added_tokens=True)
+        return vocabulary
+
+    def to_bytes(self) -> bytes:
+        """Returns tokenizer.json."""
+        return str(self.tokenizer.to_str(pretty=True)).encode("utf-8")
+
+    def _set(self) -> None:
+        self.tokenizer.encode_special_tokens = True
+        self.tokenizer.no_truncation()
+        self.tokenizer.no_padding()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._set()  # the library does not pickle the flag
+
+
+class SentencePieceCodec:
+    """A SentencePiece model.
+
+    Args:
+        content: the bytes of its .model file.
+        exact: give back U+2581 as it came, through its bytes; SentencePiece alone makes a space of it.
+    """
+
+    file: ClassVar[str | None] = "tokenizer.model"
+
+    def __init__(self, content: bytes, *, exact: bool) -> None:
+        import sentencepiece
+
+        self.content = content
+        self.exact = exact
+        self.processor = sentencepiece.SentencePieceProcessor(model_proto=content)
+        pieces = [self.processor.piece_to_id(f"<0x{byte:02X}>") for byte in MARK.encode("utf-8")]
+        has_bytes = all(self.processor.is_byte(piece) for piece in pieces)
+        self.mark: list[int] = pieces if has_bytes else [self.processor.unk_id()]
+
+    @property
+    def size(self) -> int:
+        """The number of pieces."""
+        return int(self.processor.get_piece_size())
+
+    def encode(self, texts: list[str]) -> list[list[int]]:
+        """Returns the ids of each text."""
+        rows: list[list[int]] = self.processor.encode(texts)
+        if self.exact:
+            for i, text in enumerate(texts):
+                if MARK in text:
+                    rows[i] = self._encode_marked(text)
+        return rows
+
+    def decode(self, rows: list[list[int]]) -> list[str]:
+        """Returns the text of each row of ids."""
+        return [self.processor.decode(row) if row else "" for row in rows]
+
+    def names(self) -> dict[str, int]:
+        """Returns piece -> id."""
+        return {self.processor.id_to_piece(i): i for i in range(self.size)}
+
+    def to_bytes(self) -> bytes:
+        """Returns the .model file."""
+        return self.content
+
+    def _encode_marked(self, text: str) -> list[int]:
+        first, *others = [self.processor.encode(piece) for piece in text.split(MARK)]
+        ids: list[int] = list(first)
+        for other in others:
+            ids += [*self.mark, *other]
+        return ids
+
+
+class ByteCodec:
+    """The bytes of UTF-8, byte b at id `offset` + b; exact for any string, lone surrogates too.
+
+    Args:
+        offset: how many ids stand before the first byte's.
+    """
+
+    file: ClassVar[str | None] = None
+
+    def __init__(self, offset: int) -> None:
+        self.offset = offset
+
+    @property
+    def size(self) -> int:
+        """The offset and 256."""
+        return self.offset + 256
+
+    def encode(self, texts: list[str]) -> list[list[int]]:
+        """Returns the ids of each text."""
+        return [[self.offset + byte for byte in text.encode("utf-8", "surrogatepass")] for text in texts]
+
+    def decode(self, rows: list[list[int]]) -> list[str]:
+        """Returns the text of each row of ids; bytes that are no UTF-8 become U+FFFD."""
+        return [self._text(bytes(i - self.offset for i in row if i >= self.offset)) for row in rows]
+
+    def names(self) -> dict[str, int]:
+        """Returns byte, as in "<0x41>" -> id."""
+        return {f"<0x{byte:02X}>": self.offset + byte for byte in range(256)}
+
+    def to_bytes(self) -> bytes:
+        """Returns nothing: there is nothing to keep."""
+        return b""
+
+    def _text(self, content: bytes) -> str:
+        try:
+            return content.decode("utf-8", "surrogatepass")
+        except UnicodeDecodeError:
+            return content.decode("utf-8", "replace")

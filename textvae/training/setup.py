@@ -1,0 +1,208 @@
+"""What a training needs before its first step: corpus, tokenizer, model, optimiser, a position to start from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from textvae import build, checkpoint
+from textvae.errors import CheckpointError, TrainingError
+from textvae.model import SequenceVAE
+from textvae.objective import Objective
+from textvae.optimizers import OPTIMIZERS
+from textvae.recipe import Recipe
+from textvae.recipe_file import dump
+from textvae.recipe_file import load as load_recipe
+from textvae.schedules import DECAYS, RATES, Horizon, Plateau
+from textvae.text import corpora, encoding, tokenizers
+from textvae.text.batching import Batches, StreamBatches, TokenStore
+from textvae.types import Schedule, Tokenizer
+
+# What may differ between a run's recipe and the one it is resumed with: how far, and what is shown.
+FREE_TO_CHANGE = {
+    "name": None,
+    "training": ("max_epochs", "max_steps", "threads", "trackers", "log_every", "save_every", "early_stopping"),
+    "evaluation": None,
+    "generation": None,
+}
+
+
+@dataclass
+class Experiment:
+    """Everything a recipe describes, ready to step."""
+
+    model: torch.nn.Module  # as accelerate wraps it
+    unwrapped: SequenceVAE
+    objective: Objective
+    optimizer: Any
+    batches: Batches | StreamBatches
+    validation: TokenStore
+    horizon: Horizon
+    rate: Schedule
+    decay: Plateau | None
+    pad_id: int
+    base_rates: list[float]
+    notes: list[str] = field(default_factory=list)
+    position: dict[str, Any] = field(default_factory=dict)
+
+    def decay_factor(self, decays: int) -> float:
+        """Returns the factor on the learning rate after so many decays."""
+        return self.decay.factor**decays if self.decay is not None else 1.0
+
+
+def prepare(
+    recipe: Recipe, folder: Path, accelerator: Accelerator, *, resume: bool, trust_code: bool
+) -> Experiment:
+    """Returns the experiment, and writes recipe and tokenizer into the run folder.
+
+    Raises:
+        UserError: what the recipe names cannot be read or built.
+        CheckpointError: the folder holds another run, or a damaged checkpoint.
+    """
+    build.check(recipe, trust_code=trust_code)
+    latest = checkpoint.latest_checkpoint(folder) if resume else None
+    _check_folder(folder, recipe, resume)
+    with accelerator.main_process_first():
+        corpus = corpora.load(recipe.data)
+        tokenizer = _tokenizer(recipe, corpus, folder if latest else None)
+        encoded = encoding.encode(corpus, tokenizer, recipe.data)
+    torch.manual_seed(recipe.seed)
+    model = build.build_model(recipe, tokenizer, trust_code=trust_code)
+    if accelerator.is_main_process:
+        tokenizer.save(str(folder / checkpoint.TOKENIZER))
+        (folder / checkpoint.RECIPE).write_text(dump(recipe), encoding="utf-8")
+
+    batches = _batches(recipe, encoded, tokenizer, accelerator)
+    horizon = _horizon(recipe, batches.steps_per_epoch)
+    objective = build.build_objective(recipe, horizon, trust_code=trust_code)
+    training = recipe.training
+    rate = build.build_timed(RATES, training.lr_schedule, horizon, "training.lr_schedule", trust_code=trust_code)
+    decay = None
+    if training.decay is not None:
+        decay = build.build_timed(DECAYS, training.decay, horizon, "training.decay", trust_code=trust_code)
+    optimizer = OPTIMIZERS.build(
+        training.optimizer.as_dict(),
+        [p for p in [*model.parameters(), *objective.parameters()] if p.requires_grad],
+        path="training.optimizer",
+        trust_code=trust_code,
+    )
+    base_rates = [group["lr"] for group in optimizer.param_groups]
+    state, position = checkpoint.load_checkpoint(latest, model) if latest is not None else ({}, {})
+    wrapped, optimizer = accelerator.prepare(model, optimizer)
+    objective.to(accelerator.device)
+    if state:
+        optimizer.load_state_dict(state["optimizer"])
+        objective.load_state_dict(state["objective"])
+        if accelerator.scaler is not None:
+            accelerator.scaler.load_state_dict(state["scaler"])
+    return Experiment(
+        model=wrapped,
+        unwrapped=accelerator.unwrap_model(wrapped),
+        objective=objective,
+        optimizer=optimizer,
+        batches=batches,
+        validation=TokenStore(encoded.parts["validation"]),
+        horizon=horizon,
+        rate=rate,
+        decay=decay,
+        pad_id=tokenizer.pad_id,
+        base_rates=base_rates,
+        notes=_notes(corpus, encoded, tokenizer, model),
+        position=position,
+    )
+
+
+def _check_folder(folder: Path, recipe: Recipe, resume: bool) -> None:
+    saved = folder / checkpoint.RECIPE
+    if not saved.exists():
+        return
+    if not resume:
+        if checkpoint.latest_checkpoint(folder) is None and not (folder / checkpoint.WEIGHTS).exists():
+            return  # an earlier attempt that never came to save anything
+        raise CheckpointError(f"{folder}: holds a run already; add --resume to go on, or take another --out")
+    before, now = _fixed(load_recipe(saved)), _fixed(recipe)
+    changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+    if changed:
+        listed = "; ".join(f"{key} was {before.get(key)!r}, is {now.get(key)!r}" for key in changed[:5])
+        raise CheckpointError(
+            f"{saved}: the run was started with another recipe ({listed}); resume it with its own: "
+            f"textvae train {saved} --out {folder} --resume"
+        )
+
+
+def _fixed(recipe: Recipe) -> dict[str, Any]:
+    """The key paths and values that must not differ when a run is resumed."""
+
+    def walk(value: Any, path: str) -> dict[str, Any]:
+        if isinstance(value, dict) and value:
+            return {k: v for name, item in value.items() for k, v in walk(item, f"{path}.{name}").items()}
+        return {path: value}
+
+    plain = recipe.resolved()
+    for name, keys in FREE_TO_CHANGE.items():
+        if keys is None:
+            plain.pop(name)
+        else:
+            for key in keys:
+                plain[name].pop(key)
+    return {key.lstrip("."): value for key, value in walk(plain, "").items()}
+
+
+def _tokenizer(recipe: Recipe, corpus: corpora.Corpus, folder: Path | None) -> Tokenizer:
+    if folder is not None:
+        return tokenizers.load(str(folder / checkpoint.TOKENIZER))
+    texts = (row["text"] for row in corpus.parts["train"])
+    return tokenizers.train(recipe.tokenizer.as_dict(), texts)
+
+
+def _batches(
+    recipe: Recipe, encoded: encoding.EncodedCorpus, tokenizer: Tokenizer, accelerator: Accelerator
+) -> Batches | StreamBatches:
+    training = recipe.training
+    shared: dict[str, Any] = {
+        "batch_size": training.batch_size,
+        "batch_tokens": training.batch_tokens,
+        "seed": recipe.seed,
+        "process": (accelerator.process_index, accelerator.num_processes),
+        "accumulation": training.accumulation,
+    }
+    part = encoded.parts["train"]
+    if recipe.data.streaming:
+        return StreamBatches(
+            lambda: (row["tokens"] for row in part), tokenizer.pad_id, buffer=recipe.data.shuffle_buffer, **shared
+        )
+    return Batches(TokenStore(part), tokenizer.pad_id, bucket_batches=training.bucket_batches, **shared)
+
+
+def _horizon(recipe: Recipe, steps_per_epoch: int | None) -> Horizon:
+    training = recipe.training
+    ends = [training.max_steps] if training.max_steps is not None else []
+    if training.max_epochs is not None and steps_per_epoch is not None:
+        ends.append(training.max_epochs * steps_per_epoch)
+    if not ends and training.max_epochs is None:
+        raise TrainingError("training: max_epochs or max_steps is needed, or the training has no end")
+    return Horizon(steps_per_epoch, min(ends) if ends else None)
+
+
+def _notes(
+    corpus: corpora.Corpus, encoded: encoding.EncodedCorpus, tokenizer: Tokenizer, model: SequenceVAE
+) -> list[str]:
+    """Lines that say what was read and what was left out."""
+    sizes = [
+        f"{name} {len(part):,}" if hasattr(part, "__len__") else f"{name} streamed"
+        for name, part in encoded.parts.items()
+    ]
+    parameters = sum(p.numel() for p in model.parameters())
+    lines = [
+        f"corpus: {', '.join(sizes)} sentences; vocabulary {len(tokenizer):,}; {parameters:,} parameters",
+        *corpus.notes,
+    ]
+    for part, reasons in encoded.dropped.items():
+        counts = ", ".join(f"{count:,} {reason}" for reason, count in reasons.items() if count)
+        if counts:
+            lines.append(f"{part}: left out or cut: {counts}")
+    return lines

@@ -1,0 +1,206 @@
+"""What a training shows: a bar, a line an evaluation, a warning of collapse, rows on disk, trackers, curves."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from tqdm import tqdm
+
+from textvae import checkpoint
+from textvae.recipe import Recipe
+from textvae.text.batching import Step
+from textvae.training.setup import Experiment
+from textvae.types import Losses
+
+COLLAPSED_KL = 0.1  # nats a sequence
+
+
+class Telemetry:
+    """Everything that is seen of a training; the numbers on the device are read only when they are shown.
+
+    Args:
+        folder: the run folder.
+        recipe: what is trained.
+        accelerator: for its processes and trackers.
+        experiment: for its horizon, notes and schedules.
+        step: optimiser steps done before (a resumed run).
+        quiet: print nothing but warnings.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        recipe: Recipe,
+        accelerator: Accelerator,
+        experiment: Experiment,
+        step: int,
+        *,
+        quiet: bool = False,
+    ) -> None:
+        self.folder, self.recipe, self.accelerator, self.experiment = folder, recipe, accelerator, experiment
+        self.main = accelerator.is_main_process
+        self.quiet = quiet or not self.main
+        self.path = folder / checkpoint.METRICS
+        self.warned = False
+        self.since = time.monotonic()
+        self.tokens = 0
+        self.pending: list[tuple[Losses, Tensor]] = []
+        self.bar = tqdm(
+            total=experiment.horizon.total_steps,
+            initial=step,
+            unit="step",
+            disable=self.quiet or not sys.stderr.isatty(),
+            dynamic_ncols=True,
+            leave=False,
+        )
+        if self.main:
+            self._forget_rows_after(step)
+            if recipe.training.trackers:
+                accelerator.init_trackers(recipe.name)
+        if not self.quiet:
+            for line in experiment.notes:
+                self._print(line)
+            if step:
+                self._print(f"resumed at step {step:,}")
+
+    def step(self, step: int, epoch: int, work: Step, losses: Losses, norm: Tensor, rate: float) -> None:
+        """Counts a step, and every `log_every` of them writes a row."""
+        self.tokens += work.tokens
+        self.pending.append((losses, norm))
+        self.bar.update()
+        if step % self.recipe.training.log_every == 0 and self.main:
+            self._train_row(step, epoch, rate)
+
+    def _train_row(self, step: int, epoch: int, rate: float) -> None:
+        elapsed = time.monotonic() - self.since
+        row: dict[str, Any] = {"step": step, "epoch": epoch, "part": "train", "learning_rate": rate}
+        count = len(self.pending)
+        row["loss"] = float(torch.stack([losses.total.detach() for losses, _ in self.pending]).sum()) / count
+        for name in self.pending[0][0].terms:
+            row[name] = float(torch.stack([losses.terms[name] for losses, _ in self.pending]).sum()) / count
+            row[f"{name}_weight"] = self.pending[-1][0].weights[name]
+        row["gradient_norm"] = float(torch.stack([norm for _, norm in self.pending]).mean())
+        row["tokens_per_s"] = self.tokens / max(elapsed, 1e-9)
+        self.bar.set_postfix_str(f"{row['tokens_per_s']:,.0f} tokens/s, loss {row['loss']:.2f}")
+        self.pending.clear()
+        self.tokens, self.since = 0, time.monotonic()
+        self._write(row)
+
+    def evaluation(
+        self,
+        step: int,
+        epoch: int,
+        numbers: dict[str, float],
+        weights: dict[str, float],
+        gained: bool,
+        elapsed_s: float,
+    ) -> None:
+        """Prints the line of an evaluation, writes its row, and warns once if the posterior has collapsed."""
+        if not self.main:
+            return
+        terms = {f"{name}_weight": weight for name, weight in weights.items()}
+        self._write(
+            {"step": step, "epoch": epoch, "part": "validation", **numbers, **terms, "elapsed_s": elapsed_s}
+        )
+        if not self.quiet:
+            self._print(self._line(step, numbers, weights, gained, elapsed_s))
+        latent_dim = self.recipe.model.latent_dim
+        if latent_dim and not self.warned and self._at_top(step, weights):
+            if numbers["kl"] < COLLAPSED_KL or numbers["active_units"] == 0:
+                self.warned = True
+                self._print(collapse_warning(self.recipe, numbers))
+        # The time of an evaluation is not the training's.
+        self.since, self.tokens = time.monotonic(), 0
+
+    def _line(
+        self, step: int, numbers: dict[str, float], weights: dict[str, float], gained: bool, elapsed_s: float
+    ) -> str:
+        per_epoch = self.experiment.horizon.steps_per_epoch
+        place = f"epoch {step / per_epoch:5.1f}" if per_epoch else "stream"
+        parts = [f"{place}  step {step:>7,}  reconstruction {numbers['reconstruction']:7.2f}"]
+        if self.recipe.model.latent_dim:
+            shown = "  ".join(f"{name} weight {weight:.3g}" for name, weight in weights.items())
+            parts.append(
+                f"KL {numbers['kl']:6.2f}  {shown}  MI {numbers['mutual_information']:5.2f}  "
+                f"AU {numbers['active_units']:.0f}/{self.recipe.model.latent_dim}"
+            )
+        parts.append(f"-ELBO {numbers['nll_elbo']:7.2f}  PPL {numbers['ppl_elbo']:8.2f}  {elapsed_s / 60:5.1f} min")
+        return "  ".join(parts) + (" *" if gained else "")
+
+    def _at_top(self, step: int, weights: dict[str, float]) -> bool:
+        """Whether no term's weight will rise any more above what it is."""
+        total = self.experiment.horizon.total_steps or 10 * max(step, 1)
+        later = range(0, total, max(1, total // 500))
+        schedules = self.experiment.objective.schedules
+        return all(weight >= 0.999 * max(schedules[name](s) for s in later) for name, weight in weights.items())
+
+    def note(self, text: str) -> None:
+        """Prints a line."""
+        if not self.quiet:
+            self._print(text)
+
+    def finish(self, best: float | None, best_step: int) -> None:
+        """Says what came out, and draws the curves."""
+        if not self.main:
+            return
+        from textvae.plots import curves
+
+        curves(self.folder)
+        self.note(
+            f"done: best {self.recipe.training.monitor} {best:.3f} on validation, at step {best_step:,}; "
+            f"run folder {self.folder}"
+        )
+
+    def close(self) -> None:
+        """Ends the bar and the trackers."""
+        self.bar.close()
+        if self.recipe.training.trackers:
+            self.accelerator.end_training()
+
+    def _print(self, text: str) -> None:
+        tqdm.write(text, file=sys.stderr)
+
+    def _write(self, row: dict[str, Any]) -> None:
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+        if self.recipe.training.trackers:
+            part = row["part"]
+            values = {f"{part}/{k}": v for k, v in row.items() if isinstance(v, (int, float)) and k != "step"}
+            self.accelerator.log(values, step=row["step"])
+
+    def _forget_rows_after(self, step: int) -> None:
+        """A resumed run does again what was done after its checkpoint; so that no row stands twice."""
+        if not self.path.exists():
+            return
+        kept = []
+        for line in self.path.read_text(encoding="utf-8").splitlines():
+            try:
+                if json.loads(line)["step"] <= step:
+                    kept.append(line)
+            except (ValueError, KeyError, TypeError):
+                continue  # the line that was being written when the run was killed
+        self.path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+
+
+def collapse_warning(recipe: Recipe, numbers: dict[str, float]) -> str:
+    """Returns the warning of a collapsed posterior, with the recipe keys that help and are not yet used."""
+    term = next((name for name, term in recipe.objective.terms.items() if term.kind == "kl"), "kl")
+    options = recipe.objective.terms[term].as_dict() if term in recipe.objective.terms else {}
+    advice = []
+    if not options.get("free_nats"):
+        advice.append(f"objective.{term}.free_nats: 8 (free bits)")
+    advice.append(f"objective.{term}.weight: {{kind: cyclical}}, or a smaller weight such as 0.5")
+    if recipe.model.word_dropout < 0.25:
+        advice.append("model.word_dropout: 0.4")
+    advice.append(f"objective.mmd: {{kind: mmd, weight: 10}} instead of objective.{term}")
+    return (
+        f"warning: the posterior has collapsed (KL {numbers['kl']:.3f} nats, {numbers['active_units']:.0f} active "
+        "units): the decoder ignores z, and every sample will be much the same. What helps: " + "; ".join(advice)
+    )
