@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 Count = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0.0, lt=1.0)]
@@ -35,6 +35,15 @@ class Section(BaseModel):
 def section(kind: str, **options: Any) -> Any:
     """Returns a field whose default is a section."""
     return Field(default_factory=lambda: Section(kind=kind, **options))
+
+
+def defaults_to(kind: str) -> BeforeValidator:
+    """Returns a validator that puts in the `kind` where a section names none."""
+
+    def fill(value: Any) -> Any:
+        return {"kind": kind, **value} if isinstance(value, Mapping) else value
+
+    return BeforeValidator(fill)
 
 
 class Hub(Frozen):
@@ -111,15 +120,15 @@ class Model(Frozen):
 
     latent_dim: Annotated[int, Field(ge=0)] = 32
     embedding_dim: Count = 256
-    encoder: Section = section("recurrent")
-    decoder: Section = section("recurrent")
-    output: Section = section("softmax")
-    posterior: Section = section("gaussian")
-    prior: Section = section("standard_normal")
+    encoder: Annotated[Section, defaults_to("recurrent")] = section("recurrent")
+    decoder: Annotated[Section, defaults_to("recurrent")] = section("recurrent")
+    output: Annotated[Section, defaults_to("softmax")] = section("softmax")
+    posterior: Annotated[Section, defaults_to("gaussian")] = section("gaussian")
+    prior: Annotated[Section, defaults_to("standard_normal")] = section("standard_normal")
     share_embeddings: bool = Field(default=False, description="one embedding table for encoder and decoder")
     tie_output: bool = Field(default=False, description="the output matrix is the decoder's embedding table")
     word_dropout: Share = Field(default=0.0, description="share of the decoder's input words replaced by <unk>")
-    initialization: Section = section("default")
+    initialization: Annotated[Section, defaults_to("default")] = section("default")
 
 
 class Term(Section):
@@ -133,7 +142,7 @@ class Objective(Frozen):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
-    reconstruction: Section = section("cross_entropy")
+    reconstruction: Annotated[Section, defaults_to("cross_entropy")] = section("cross_entropy")
     terms: dict[str, Term] = Field(default_factory=dict)
 
     @model_validator(mode="before")
@@ -157,8 +166,10 @@ class Training(Frozen):
     max_epochs: Count | None = None
     max_steps: Count | None = None
     optimizer: Section = section("adamw", lr=1e-3)
-    lr_schedule: Section = section("constant")
-    decay: Section | None = Field(default=None, description="lowers the learning rate when validation stalls")
+    lr_schedule: Annotated[Section, defaults_to("constant")] = section("constant")
+    decay: Annotated[Section, defaults_to("plateau")] | None = Field(
+        default=None, description="lowers the learning rate when validation stalls"
+    )
     gradient_clip: Annotated[float, Field(gt=0)] | None = 5.0
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     evaluate_every: str | Count = Field(default="1 epoch", description="steps, or epochs as in '1 epoch'")
@@ -202,7 +213,7 @@ class Recipe(Frozen):
     name: str = "run"
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     data: Data
-    tokenizer: Section = section("word")
+    tokenizer: Annotated[Section, defaults_to("word")] = section("word")
     model: Model = Field(default_factory=Model)
     objective: Objective = Field(default_factory=Objective)
     training: Training = Field(default_factory=Training)

@@ -1,12 +1,18 @@
-"""Plain text to ids and back, in three ways: the tokenizers library, SentencePiece, bytes.
-
-A codec never makes <s>, </s> or <pad> on purpose; `textvae.text.tokenizers` puts those around its ids.
-"""
+"""Text to ids and back: codecs for plain text, and the tokenizer that puts <s> and </s> around their ids."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
+from textvae.errors import TokenizerError
+
+PAD, BOS, EOS, UNK = "<pad>", "<s>", "</s>", "<unk>"
+SPECIALS = (PAD, BOS, EOS, UNK)
+TRAINED_IDS = {"pad": 0, "bos": 1, "eos": 2, "unk": 3}  # in every tokenizer that is trained here
+CONFIG = "tokenizer_config.json"
 MARK = "\u2581"  # what SentencePiece writes for a space, and gives back as one
 
 
@@ -35,6 +41,72 @@ class Codec(Protocol):
     def to_bytes(self) -> bytes:
         """Returns what its file holds."""
         ...
+
+
+class TextTokenizer:
+    """A tokenizer ready for use: a codec's ids between <s> and </s>.
+
+    Text that spells a special token ("</s>") stays plain text: it never becomes that token's id.
+
+    Args:
+        codec: plain text to ids and back.
+        kind: its kind in a recipe.
+        ids: the ids of "pad", "bos", "eos" and "unk".
+    """
+
+    def __init__(self, codec: Codec, *, kind: str, ids: Mapping[str, int]) -> None:
+        self.codec = codec
+        self.kind = kind
+        self.pad_id, self.bos_id, self.eos_id = ids["pad"], ids["bos"], ids["eos"]
+        self.unk_id: int | None = ids["unk"]
+        self._unknown = ids["unk"]
+        self._special = frozenset((self.pad_id, self.bos_id, self.eos_id))
+        self._codec_size = codec.size
+        self._size = max(self._codec_size, max(ids.values()) + 1)
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __repr__(self) -> str:
+        return f"TextTokenizer(kind={self.kind!r}, size={len(self)})"
+
+    def encode(self, texts: list[str]) -> list[list[int]]:
+        """Returns the ids of each text, <s> first and </s> last.
+
+        Raises:
+            TokenizerError: a string that is no text (half of a surrogate pair).
+        """
+        try:
+            rows = self.codec.encode(texts)
+        except (TypeError, UnicodeEncodeError):
+            for number, text in enumerate(texts, start=1):
+                _require_unicode(text, number)
+            raise
+        return [[self.bos_id, *self._plain(row), self.eos_id] for row in rows]
+
+    def decode(self, ids: list[list[int]]) -> list[str]:
+        """Returns the text of each row of ids; stops at </s>, drops <s>, <pad> and ids without text."""
+        rows = []
+        for row in ids:
+            body = row[: row.index(self.eos_id)] if self.eos_id in row else row
+            rows.append([i for i in body if i not in self._special and i < self._codec_size])
+        return self.codec.decode(rows)
+
+    def save(self, folder: str) -> None:
+        """Writes tokenizer_config.json and the codec's file."""
+        place = Path(folder)
+        place.mkdir(parents=True, exist_ok=True)
+        if self.codec.file is not None:
+            (place / self.codec.file).write_bytes(self.codec.to_bytes())
+        ids = {"pad": self.pad_id, "bos": self.bos_id, "eos": self.eos_id, "unk": self._unknown}
+        config = {"kind": self.kind, "model": self.codec.file, "special_ids": ids}
+        (place / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+    def _plain(self, row: list[int]) -> list[int]:
+        # A word of the text may be spelled as a special token is, and a word vocabulary then finds its id.
+        if self._special.isdisjoint(row):
+            return row
+        return [self._unknown if i in self._special else i for i in row]
 
 
 class LibraryCodec:
@@ -182,3 +254,12 @@ class ByteCodec:
             return content.decode("utf-8", "surrogatepass")
         except UnicodeDecodeError:
             return content.decode("utf-8", "replace")
+
+
+def _require_unicode(text: str, number: int) -> None:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise TokenizerError(
+            f"text {number} holds half of a surrogate pair at character {error.start + 1}, which is no text"
+        ) from None

@@ -5,14 +5,11 @@ A class of `TOKENIZERS` is a recipe's wish; its `fit` gives the `TextTokenizer` 
 
 from __future__ import annotations
 
-import contextlib
 import io
 import itertools
 import json
-import os
 import re
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -20,91 +17,33 @@ from pydantic import Field
 
 from textvae.errors import TokenizerError, suggest
 from textvae.registry import Registry
-from textvae.text.codecs import MARK, ByteCodec, Codec, LibraryCodec, SentencePieceCodec
+from textvae.text.codecs import (
+    BOS,
+    CONFIG,
+    EOS,
+    MARK,
+    PAD,
+    SPECIALS,
+    TRAINED_IDS,
+    UNK,
+    ByteCodec,
+    Codec,
+    LibraryCodec,
+    SentencePieceCodec,
+    TextTokenizer,
+)
+from textvae.text.library import WHITE_SPACE, byte_level, byte_level_options, one_thread, repeatable, vocabulary
 from textvae.types import Tokenizer
 
-PAD, BOS, EOS, UNK = "<pad>", "<s>", "</s>", "<unk>"
-SPECIALS = (PAD, BOS, EOS, UNK)
-TRAINED_IDS = {"pad": 0, "bos": 1, "eos": 2, "unk": 3}  # in every tokenizer that is trained here
 SPELLINGS = {
     "pad": (PAD, "[PAD]", "<|pad|>", "<|padding|>", "<PAD>"),
     "bos": (BOS, "[CLS]", "[BOS]", "<bos>", "<|startoftext|>", "<|begin_of_text|>", "<BOS>"),
     "eos": (EOS, "[SEP]", "[EOS]", "<eos>", "<|endoftext|>", "<|end_of_text|>", "<EOS>"),
     "unk": (UNK, "[UNK]", "<|unk|>", "<UNK>"),
 }
-CONFIG = "tokenizer_config.json"
-# The white space of str.split(), which Unicode's own property (and the library's splitter) lacks 1C to 1F of.
-WHITE_SPACE = "[\t-\r\x1c-\x20\x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]+"
-
 VocabularySize = Annotated[int, Field(gt=len(SPECIALS))]
 ByteVocabularySize = Annotated[int, Field(ge=len(SPECIALS) + 256)]
 Frequency = Annotated[int, Field(gt=0)]
-
-
-class TextTokenizer:
-    """A tokenizer ready for use: a codec's ids between <s> and </s>.
-
-    Text that spells a special token ("</s>") stays plain text: it never becomes that token's id.
-
-    Args:
-        codec: plain text to ids and back.
-        kind: its kind in a recipe.
-        ids: the ids of "pad", "bos", "eos" and "unk".
-    """
-
-    def __init__(self, codec: Codec, *, kind: str, ids: Mapping[str, int]) -> None:
-        self.codec = codec
-        self.kind = kind
-        self.pad_id, self.bos_id, self.eos_id = ids["pad"], ids["bos"], ids["eos"]
-        self.unk_id: int | None = ids["unk"]
-        self._unknown = ids["unk"]
-        self._special = frozenset((self.pad_id, self.bos_id, self.eos_id))
-        self._codec_size = codec.size
-        self._size = max(self._codec_size, max(ids.values()) + 1)
-
-    def __len__(self) -> int:
-        return self._size
-
-    def __repr__(self) -> str:
-        return f"TextTokenizer(kind={self.kind!r}, size={len(self)})"
-
-    def encode(self, texts: list[str]) -> list[list[int]]:
-        """Returns the ids of each text, <s> first and </s> last.
-
-        Raises:
-            TokenizerError: a string that is no text (half of a surrogate pair).
-        """
-        try:
-            rows = self.codec.encode(texts)
-        except (TypeError, UnicodeEncodeError):
-            for number, text in enumerate(texts, start=1):
-                _require_unicode(text, number)
-            raise
-        return [[self.bos_id, *self._plain(row), self.eos_id] for row in rows]
-
-    def decode(self, ids: list[list[int]]) -> list[str]:
-        """Returns the text of each row of ids; stops at </s>, drops <s>, <pad> and ids without text."""
-        rows = []
-        for row in ids:
-            body = itertools.takewhile(lambda i: i != self.eos_id, row)
-            rows.append([i for i in body if i not in self._special and i < self._codec_size])
-        return self.codec.decode(rows)
-
-    def save(self, folder: str) -> None:
-        """Writes tokenizer_config.json and the codec's file."""
-        place = Path(folder)
-        place.mkdir(parents=True, exist_ok=True)
-        if self.codec.file is not None:
-            (place / self.codec.file).write_bytes(self.codec.to_bytes())
-        ids = {"pad": self.pad_id, "bos": self.bos_id, "eos": self.eos_id, "unk": self._unknown}
-        config = {"kind": self.kind, "model": self.codec.file, "special_ids": ids}
-        (place / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-
-    def _plain(self, row: list[int]) -> list[int]:
-        # A word of the text may be spelled as a special token is, and a word vocabulary then finds its id.
-        if self._special.isdisjoint(row):
-            return row
-        return [self._unknown if i in self._special else i for i in row]
 
 
 def train(section: Mapping[str, Any], texts: Iterable[str], *, trust_code: bool = True) -> Tokenizer:
@@ -164,7 +103,7 @@ class Word:
         """Counts the words of `texts`."""
         from tokenizers import Regex, pre_tokenizers
 
-        tokenizer = _vocabulary(texts, str.split, self.vocab_size, self.min_frequency)
+        tokenizer = vocabulary(texts, str.split, self.vocab_size, self.min_frequency)
         tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(WHITE_SPACE), "removed")
         return TextTokenizer(LibraryCodec(tokenizer), kind="word", ids=TRAINED_IDS)
 
@@ -185,7 +124,7 @@ class Character:
         """Counts the characters of `texts`."""
         from tokenizers import Regex, decoders, pre_tokenizers
 
-        tokenizer = _vocabulary(texts, iter, self.vocab_size, self.min_frequency)
+        tokenizer = vocabulary(texts, iter, self.vocab_size, self.min_frequency)
         tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
         tokenizer.decoder = decoders.Fuse()
         return TextTokenizer(LibraryCodec(tokenizer), kind="character", ids=TRAINED_IDS)
@@ -215,8 +154,8 @@ class BPE:
         """Learns the merges from `texts`."""
         from tokenizers import models, trainers
 
-        trainer = trainers.BpeTrainer(min_frequency=self.min_frequency, **_byte_level_options(self.vocab_size))
-        tokenizer = _byte_level(models.BPE())
+        trainer = trainers.BpeTrainer(min_frequency=self.min_frequency, **byte_level_options(self.vocab_size))
+        tokenizer = byte_level(models.BPE())
         tokenizer.train_from_iterator(_some(texts), trainer)
         return TextTokenizer(LibraryCodec(tokenizer), kind="bpe", ids=TRAINED_IDS)
 
@@ -235,11 +174,11 @@ class Unigram:
         """Learns the pieces from `texts`."""
         from tokenizers import models, trainers
 
-        trainer = trainers.UnigramTrainer(unk_token=UNK, **_byte_level_options(self.vocab_size))
-        tokenizer = _byte_level(models.Unigram())
-        with _one_thread():
+        trainer = trainers.UnigramTrainer(unk_token=UNK, **byte_level_options(self.vocab_size))
+        tokenizer = byte_level(models.Unigram())
+        with one_thread():
             tokenizer.train_from_iterator(_some(texts), trainer)
-        return TextTokenizer(LibraryCodec(_repeatable(tokenizer)), kind="unigram", ids=TRAINED_IDS)
+        return TextTokenizer(LibraryCodec(repeatable(tokenizer)), kind="unigram", ids=TRAINED_IDS)
 
 
 class SentencePiece:
@@ -273,7 +212,7 @@ class SentencePiece:
         reserved = re.compile(f"[\t\n\0\u2585{MARK}]+")
         pieces = (piece for text in texts for piece in reserved.split(text) if piece)
         model = io.BytesIO()
-        special = {f"{name}_id": i for name, i in TRAINED_IDS.items()}
+        special: dict[str, Any] = {f"{name}_id": i for name, i in TRAINED_IDS.items()}
         try:
             sentencepiece.SentencePieceTrainer.train(
                 sentence_iterator=_some(pieces),
@@ -380,99 +319,12 @@ def _read_codec(path: Path, *, exact: bool) -> Codec:
         raise TokenizerError(f"{path}: is damaged or no {known}: {error}") from error
 
 
-def _require_unicode(text: str, number: int) -> None:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise TokenizerError(
-            f"text {number} holds half of a surrogate pair at character {error.start + 1}, which is no text"
-        ) from None
-
-
 def _some(texts: Iterable[str]) -> Iterator[str]:
     """The texts again, once it is sure that there is one."""
     iterator = iter(texts)
     for first in iterator:
         return itertools.chain((first,), iterator)
     raise TokenizerError("tokenizer: the corpus holds no text to train on")
-
-
-def _vocabulary(
-    texts: Iterable[str], split: Callable[[str], Iterable[str]], size: int | None, min_frequency: int
-) -> Any:
-    """A word-level model of the most frequent units, ties in the order of their code points."""
-    from tokenizers import Tokenizer as LibraryTokenizer
-    from tokenizers import models
-
-    counts: Counter[str] = Counter()
-    for text in texts:
-        counts.update(split(text))
-    frequent = [unit for unit, count in counts.items() if count >= min_frequency and unit not in SPECIALS]
-    if not frequent:
-        raise TokenizerError(
-            f"tokenizer: none of the corpus's {len(counts)} different units stands in it {min_frequency} times "
-            "(tokenizer.min_frequency)"
-        )
-    frequent.sort(key=lambda unit: (-counts[unit], unit))
-    units = [*SPECIALS, *frequent][:size]
-    tokenizer = LibraryTokenizer(models.WordLevel({unit: i for i, unit in enumerate(units)}, unk_token=UNK))
-    tokenizer.add_special_tokens(list(SPECIALS))
-    return tokenizer
-
-
-def _byte_level(model: Any) -> Any:
-    from tokenizers import Tokenizer as LibraryTokenizer
-    from tokenizers import decoders, pre_tokenizers
-
-    tokenizer = LibraryTokenizer(model)
-    # Its pattern parts letters from signs, so that no piece can ever be spelled as "</s>" is.
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-    tokenizer.decoder = decoders.ByteLevel()
-    return tokenizer
-
-
-def _byte_level_options(vocab_size: int) -> dict[str, Any]:
-    from tokenizers import pre_tokenizers
-
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    return {
-        "vocab_size": vocab_size,
-        "special_tokens": list(SPECIALS),
-        "initial_alphabet": alphabet,
-        "show_progress": False,
-    }
-
-
-def _repeatable(tokenizer: Any) -> Any:
-    """The same unigram model whatever order the trainer's hash tables had.
-
-    Bytes that were not learned get scores a little above the lowest, in the order of a hash table; here
-    they all get the lowest. Sums that differ in their last digits are rounded, equal scores sorted by piece.
-    """
-    state = json.loads(tokenizer.to_str())
-    specials, pieces = state["model"]["vocab"][: len(SPECIALS)], state["model"]["vocab"][len(SPECIALS) :]
-    lowest = min(score for _, score in pieces)
-    not_learned = lowest + 257e-4  # the trainer goes up by 1e-4 a byte
-    scored = [
-        (piece, round(lowest if len(piece) == 1 and score < not_learned else score, 6)) for piece, score in pieces
-    ]
-    state["model"]["vocab"] = specials + sorted(scored, key=lambda item: (-item[1], item[0]))
-    return type(tokenizer).from_str(json.dumps(state))
-
-
-@contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
-    """The tokenizers library on one thread, so that its sums have one order."""
-    name = "TOKENIZERS_PARALLELISM"
-    before = os.environ.get(name)
-    os.environ[name] = "false"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before
 
 
 TOKENIZERS = Registry(
