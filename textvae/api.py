@@ -41,7 +41,8 @@ def load(run: str | Path, *, device: str | torch.device = "cpu", trust_code: boo
         raise CheckpointError(f"{folder}: holds no run ({checkpoint.RECIPE} is missing)")
     recipe = recipe_file.load(folder / checkpoint.RECIPE)
     build.check(recipe, str(folder / checkpoint.RECIPE), trust_code=trust_code)
-    tokenizer = tokenizers.load(str(folder / checkpoint.TOKENIZER))
+    saved = str(folder / checkpoint.TOKENIZER)
+    tokenizer = tokenizers.load(saved, kind=recipe.tokenizer.kind, trust_code=trust_code)
     # The parameters drawn here are overwritten; the caller's random state stays as it was.
     with torch.random.fork_rng(devices=[]):
         model = build.build_model(recipe, tokenizer, trust_code=trust_code)

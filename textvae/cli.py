@@ -18,7 +18,12 @@ DESCRIPTION = "Variational autoencoders over text: train, sample, interpolate, a
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command and returns its exit code: 0, or 2 for a user's mistake, 130 when interrupted."""
     parser = _parser()
-    options = parser.parse_args(arguments)
+    options, rest = parser.parse_known_args(arguments)
+    if rest and hasattr(options, "overrides") and not any(argument.startswith("-") for argument in rest):
+        # argparse gives up a list of positionals at the first option: `train R --out RUN key=value`.
+        options.overrides = [*options.overrides, *rest]
+    elif rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
         cast(Callable[[argparse.Namespace], None], options.run_command)(options)
         sys.stdout.flush()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 Count = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0.0, lt=1.0)]
@@ -95,18 +95,18 @@ class Data(Frozen):
             found = f"got {', '.join(given)}" if given else "got none"
             raise ValueError(f"{found}; exactly one source is needed: {', '.join(SOURCES)}")
         if self.files is not None and "train" not in self.files:
-            raise ValueError("files.train is missing; files needs train, and may have validation and test")
+            raise ValueError(".files.train: is missing; files needs train, and may have validation and test")
         if self.format is not None and self.files is None:
-            raise ValueError(f"format belongs to files, and the source is {given[0]}")
+            raise ValueError(f".format: belongs to files, and the source is {given[0]}")
         if self.splits is not None and self.hub is None and self.folder is None:
-            raise ValueError(f"splits belongs to hub and folder, and the source is {given[0]}")
+            raise ValueError(f".splits: belongs to hub and folder, and the source is {given[0]}")
         if self.validation_fraction is not None:
             if (self.files or {}).get("validation") or (self.splits or {}).get("validation") or self.grammar:
-                raise ValueError("validation_fraction is given, and so is a validation part; keep one of them")
+                raise ValueError(".validation_fraction: is given, and so is a validation part; keep one of them")
             if self.streaming:
-                raise ValueError("validation_fraction cannot cut a stream; name a validation file or split")
+                raise ValueError(".validation_fraction: cannot cut a stream; name a validation file or split")
         if self.streaming and self.grammar is not None:
-            raise ValueError("streaming is for hub, files and folder; the grammar is generated in memory")
+            raise ValueError(".streaming: is for hub, files and folder; the grammar is generated in memory")
         return self
 
     @property
@@ -131,6 +131,16 @@ class Model(Frozen):
     initialization: Annotated[Section, defaults_to("default")] = section("default")
 
 
+def _no_key(name: str) -> str:
+    # Either would be read as something else where the terms stand by name beside `reconstruction`.
+    if name in ("terms", "reconstruction"):
+        raise ValueError(f"a term cannot be called {name!r}")
+    return name
+
+
+TermName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_-]*$"), AfterValidator(_no_key)]
+
+
 class Term(Section):
     """One term of the objective: a divergence by `kind`, its options, and its weight's schedule."""
 
@@ -143,7 +153,7 @@ class Objective(Frozen):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
     reconstruction: Annotated[Section, defaults_to("cross_entropy")] = section("cross_entropy")
-    terms: dict[str, Term] = Field(default_factory=dict)
+    terms: dict[TermName, Term] = Field(default_factory=dict)
 
     @model_validator(mode="before")
     @classmethod
@@ -234,9 +244,9 @@ class Recipe(Frozen):
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:
         if self.model.latent_dim == 0 and self.objective.terms:
-            names = ", ".join(self.objective.terms)
+            names = ", ".join(f"objective.{name}" for name in self.objective.terms)
             raise ValueError(
-                f"objective.{names}: a language model (model.latent_dim: 0) has no latent to hold to a prior; "
+                f"{names}: a language model (model.latent_dim: 0) has no latent to hold to a prior; "
                 "set the term to null"
             )
         if self.training.max_epochs is None and self.training.max_steps is None:

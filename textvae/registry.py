@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import json
+import re
 import sys
 import typing
 from collections.abc import Callable, Mapping
@@ -30,11 +32,13 @@ class Registry:
 
     Args:
         family: what messages call a member ("divergence").
-        kinds: name -> class, or "module:Class" where importing it now would be heavy or circular.
+        kinds: name -> class (or function), or "module:Class" where importing it now would be heavy or circular.
         default: the kind taken when a section names none.
     """
 
-    def __init__(self, family: str, kinds: Mapping[str, type | str], *, default: str | None = None) -> None:
+    def __init__(
+        self, family: str, kinds: Mapping[str, Callable[..., Any] | str], *, default: str | None = None
+    ) -> None:
         self.family = family
         self.kinds = dict(kinds)
         self.default = default
@@ -50,7 +54,7 @@ class Registry:
             UntrustedCodeError: a dotted path while `trust_code` is false.
         """
         if kind in self.kinds:
-            entry = self.kinds[kind]
+            entry: Any = self.kinds[kind]
             if isinstance(entry, str):
                 module, _, name = entry.partition(":")
                 entry = getattr(importlib.import_module(module), name)
@@ -72,7 +76,7 @@ class Registry:
         """Returns what is wrong with a section, one message a problem, each opening with its key path."""
         kind = section.get("kind", self.default)
         if not isinstance(kind, str):
-            return [f"{path}.kind: got {kind!r}, a {self.family} needs a name{suggest(kind or '', self.kinds)}"]
+            return [f"{path}.kind: got {_shown(kind)}, a {self.family} needs a name{suggest(kind or '', self.kinds)}"]
         try:
             model = self.options(kind, trust_code=trust_code)
         except UserError as error:
@@ -91,39 +95,121 @@ class Registry:
         kind = section.get("kind", self.default)
         constructor = self.resolve(typing.cast(str, kind), trust_code=trust_code)
         given = {k: v for k, v in section.items() if k != "kind"}
-        values = _options_model(constructor)(**given)
+        values = _validated(_options_model(constructor), given)
         return constructor(*args, **{name: getattr(values, name) for name in given})
 
 
 def option_problems(model: type[pydantic.BaseModel], values: Mapping[str, Any], path: str) -> list[str]:
     """Returns the messages for `values` held against `model`, each opening with its key path."""
     try:
-        model.model_validate(dict(values))
+        _validated(model, values)
     except pydantic.ValidationError as error:
-        return problems_of(error, model, path)
+        return problems_of(error, model, path, values=values)
     return []
 
 
-def problems_of(error: pydantic.ValidationError, model: type[pydantic.BaseModel], path: str = "") -> list[str]:
-    """Turns pydantic's report into messages "key.path: got X, allowed Y"."""
-    messages = []
+def problems_of(
+    error: pydantic.ValidationError,
+    model: type[pydantic.BaseModel],
+    path: str = "",
+    *,
+    values: Mapping[str, Any] | None = None,
+) -> list[str]:
+    """Turns pydantic's report into messages "key.path: got X, allowed Y", one a key path.
+
+    Args:
+        error: pydantic's report.
+        model: what was validated against.
+        path: the key path of the whole, put before each message's own.
+        values: what was validated; with it, a key path holds the keys that were written and nothing of pydantic's.
+    """
+    # Where a type is a union, pydantic reports a problem for each of its members; they are gathered by key path.
+    wrong_types: dict[str, tuple[str, list[str]]] = {}
+    others: dict[str, list[str]] = {}
+    order: list[str] = []
     for item in error.errors(include_url=False):
-        where = ".".join([path, *map(str, item["loc"])] if path else map(str, item["loc"]))
-        if item["type"] == "extra_forbidden":
-            known = _fields_at(model, item["loc"][:-1])
-            message = f"{where}: unknown key{suggest(item['loc'][-1], known)}"
-        elif item["type"] == "missing":
-            message = f"{where}: is missing and has no default"
-        elif item["type"] == "value_error":
-            reason = str(item["ctx"]["error"]) if "ctx" in item else item["msg"]
-            message = f"{where}: {reason}" if where else reason
-        else:
-            found = repr(item["input"])
-            found = found if len(found) <= 80 else found[:77] + "..."
-            message = f"{where}: got {found}; {item['msg'][0].lower()}{item['msg'][1:]}"
-        if message not in messages:
-            messages.append(message)
+        keys = [*([path] if path else []), *_written(item, values)]
+        where = ".".join(keys)
+        if where not in order:
+            order.append(where)
+        if item["type"].endswith("_type"):
+            allowed = wrong_types.setdefault(where, (_shown(item["input"]), []))[1]
+            if (expected := _expected(item["msg"])) not in allowed:
+                allowed.append(expected)
+        elif (message := _message(item, where, model)) not in others.setdefault(where, []):
+            others[where].append(message)
+    messages = []
+    for where in order:
+        messages += others.get(where, [])
+        # A member of the union that got further than the type is the one that was meant.
+        further = where in others or any(other.startswith(f"{where}.") for other in order)
+        if where in wrong_types and not further:
+            found, allowed = wrong_types[where]
+            messages.append(f"{where}: got {found}; should be {' or '.join(allowed)}")
     return messages
+
+
+def _message(item: Any, where: str, model: type[pydantic.BaseModel]) -> str:
+    location, kind = item["loc"], item["type"]
+    if kind == "extra_forbidden":
+        return f"{where}: unknown key{suggest(location[-1], _fields_at(model, location[:-1]))}"
+    if kind == "missing":
+        return f"{where}: is missing and has no default"
+    if kind == "value_error":
+        reason = str(item["ctx"]["error"]) if "ctx" in item else item["msg"]
+        # A validator of several keys names the one to change: ".format: belongs to ..." goes on where it stands.
+        return f"{where}{reason}".removeprefix(".") if reason.startswith(".") or not where else f"{where}: {reason}"
+    names = re.findall(r"'([^']*)'", item["msg"]) if kind in ("literal_error", "enum") else []
+    if location and location[-1] == "[key]":
+        return f"{where}: unknown key" + (suggest(location[-2], names) if names else f"; {_lower(item['msg'])}")
+    if names:
+        near = item["input"] if isinstance(item["input"], str) else ""
+        return f"{where}: got {_shown(item['input'])}{suggest(near, names)}"
+    # "Input should be greater than 0", but "List should have at most 2 items".
+    expected = _expected(item["msg"])
+    return f"{where}: got {_shown(item['input'])}; {'should be ' * item['msg'].startswith('Input')}{expected}"
+
+
+def _written(item: Any, values: Mapping[str, Any] | None) -> list[str]:
+    """The keys of an error's location that stand in `values`, without pydantic's names of union members."""
+    location = item["loc"]
+    if values is None:
+        return [str(key) for key in location]
+    keys: list[str] = []
+    here: Any = values
+    for number, key in enumerate(location):
+        absent = number == len(location) - 1 and item["type"] == "missing"
+        held = key in here if isinstance(here, Mapping) else isinstance(here, list | tuple) and isinstance(key, int)
+        if absent or held:
+            keys.append(str(key))
+            here = None if absent or (isinstance(here, list | tuple) and key >= len(here)) else here[key]
+    return keys
+
+
+def _expected(message: str) -> str:
+    """What pydantic says should be there, in a recipe's words."""
+    expected = _lower(message).removeprefix("input should be ")
+    for theirs, ours in (
+        (r"an? (valid )?(dictionary|object|mapping)( or (instance|object).*)?$", "a mapping"),
+        (r"a valid (array|list|tuple)$", "a list"),
+        (r"a valid boolean$", "true or false"),
+        (r"a valid string$", "text"),
+        (r"a valid (integer|number)$", r"a whole number" if "integer" in expected else "a number"),
+        (r"none$", "null"),
+    ):
+        expected = re.sub(f"^{theirs}", ours, expected)
+    return expected
+
+
+def _shown(value: Any) -> str:
+    """A value as a recipe writes it, cut where it is long."""
+    words = {None: "null", True: "true", False: "false"}
+    found = words[value] if value is None or isinstance(value, bool) else repr(value)
+    return found if len(found) <= 80 else found[:77] + "..."
+
+
+def _lower(message: str) -> str:
+    return message[0].lower() + message[1:]
 
 
 def _fields_at(model: Any, location: tuple[Any, ...]) -> list[str]:
@@ -139,8 +225,17 @@ def _fields_at(model: Any, location: tuple[Any, ...]) -> list[str]:
     return list(getattr(model, "model_fields", {}))
 
 
+def _validated(model: type[pydantic.BaseModel], values: Mapping[str, Any]) -> pydantic.BaseModel:
+    # A recipe has no tuples; strict validation takes a list for one only where it reads JSON.
+    try:
+        text = json.dumps(values)
+    except (TypeError, ValueError):
+        return model.model_validate(dict(values))
+    return model.model_validate_json(text)
+
+
 def _options_model(constructor: Callable[..., Any]) -> type[pydantic.BaseModel]:
-    target = constructor.__init__ if inspect.isclass(constructor) else constructor  # type: ignore[misc]
+    target = constructor.__init__ if inspect.isclass(constructor) else constructor
     hints = typing.get_type_hints(target, include_extras=True)
     fields: dict[str, Any] = {}
     for name, parameter in inspect.signature(target).parameters.items():
@@ -152,6 +247,8 @@ def _options_model(constructor: Callable[..., Any]) -> type[pydantic.BaseModel]:
 
 
 def _import_dotted(path: str) -> Callable[..., Any]:
+    if not all(part.isidentifier() for part in path.split(".")):
+        raise UserError(f"got {path!r}; a class of your own is named by its dotted path, as mymodule.MyClass")
     module_name, _, name = path.rpartition(".")
     # A console script does not see the current folder, where a user's own module most often lies.
     here = str(Path.cwd())

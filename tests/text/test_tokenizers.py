@@ -25,9 +25,10 @@ TEXTS = [
     "na\xefve caf\xe9 \u4e2d\u6587",
 ] * 3
 NASTY = [
-    "", " ", "  a  b ", "tab\tnewline\nnul\0return\r\n", "\u2581", "a\u2581 \u2581\u2581b", "\u2585", "<0xE2>", "\ufeffx",
-    "</s> <s> <pad> <unk>", "<s></s><pad><unk>", "\u2028\u2029\x85\x1c", "e\u0301 \xe9 \ufb01", "\U0001f469\u200d\U0001f680",
-]  # fmt: skip
+    *("", " ", "  a  b ", "tab\tnewline\nnul\0return\r\n", "\u2581", "a\u2581 \u2581\u2581b", "\u2585", "<0xE2>"),
+    *("\ufeffx", "</s> <s> <pad> <unk>", "<s></s><pad><unk>", "\u2028\u2029\x85\x1c", "e\u0301 \xe9 \ufb01"),
+    "\U0001f469\u200d\U0001f680",
+]
 SECTIONS = {
     "word": {"kind": "word"},
     "character": {"kind": "character"},
@@ -165,7 +166,7 @@ def test_penn_treebank_has_the_published_counts():
     tokenizer = train({"kind": "word"}, corpus_lines("ptb/train.txt.gz"))
     rows = tokenizer.encode(lines)
     assert [len(row) - 1 for row in rows] == [len(line.split()) + 1 for line in lines]
-    assert (len(rows), max(len(row) - 1 for row in rows)) == (3761, 77)
+    assert (len(rows), max(len(row) - 2 for row in rows)) == (3761, 77)
     assert round(sum(len(row) - 1 for row in rows) / len(rows), 3) == 21.917
     # The vocabulary is 10,000 words with <unk> and with </s>, and has <pad> and <s> besides.
     assert len(tokenizer) == 10_002
@@ -290,11 +291,11 @@ def test_special_tokens_of_a_file_can_be_named(tmp_path):
 
 def test_an_existing_sentencepiece_model_keeps_its_ids(tmp_path):
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(TEXTS), model_prefix=str(tmp_path / "m"), vocab_size=60, minloglevel=2
+        sentence_iterator=iter(TEXTS), model_prefix=str(tmp_path / "m"), vocab_size=30, minloglevel=2
     )
     original = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "m.model"))
     tokenizer = train({"kind": "file", "path": str(tmp_path / "m.model")}, [])
-    assert (tokenizer.unk_id, tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id) == (0, 1, 2, 60)
+    assert (tokenizer.unk_id, tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id) == (0, 1, 2, 30)
     assert [row[1:-1] for row in tokenizer.encode(TEXTS)] == original.encode(TEXTS)
     assert tokenizer.decode(tokenizer.encode(["the cat sat"])) == ["the cat sat"]
     tokenizer.save(str(tmp_path / "run"))

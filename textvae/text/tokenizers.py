@@ -285,7 +285,7 @@ class File:
             if name is None:
                 continue
             if name not in names:
-                near = [known for known in names if not known[:1].isalnum()][:20]
+                near = [known for known in names if len(known) > 2 and known[0] in "<[" and not known.startswith("<0x")]
                 raise TokenizerError(f"tokenizer.{role}: {self.path} has no token {name!r}{suggest(name, near)}")
             if names[name] in ids.values():
                 raise TokenizerError(f"tokenizer.{role}: {name!r} already has another role; each needs its own token")

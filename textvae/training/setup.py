@@ -68,7 +68,7 @@ def prepare(
     _check_folder(folder, recipe, resume)
     with accelerator.main_process_first():
         corpus = corpora.load(recipe.data)
-        tokenizer = _tokenizer(recipe, corpus, folder if latest else None)
+        tokenizer = _tokenizer(recipe, corpus, folder if latest else None, trust_code)
         encoded = encoding.encode(corpus, tokenizer, recipe.data)
     torch.manual_seed(recipe.seed)
     model = build.build_model(recipe, tokenizer, trust_code=trust_code)
@@ -152,11 +152,12 @@ def _fixed(recipe: Recipe) -> dict[str, Any]:
     return {key.lstrip("."): value for key, value in walk(plain, "").items()}
 
 
-def _tokenizer(recipe: Recipe, corpus: corpora.Corpus, folder: Path | None) -> Tokenizer:
+def _tokenizer(recipe: Recipe, corpus: corpora.Corpus, folder: Path | None, trust_code: bool) -> Tokenizer:
     if folder is not None:
-        return tokenizers.load(str(folder / checkpoint.TOKENIZER))
+        saved = str(folder / checkpoint.TOKENIZER)
+        return tokenizers.load(saved, kind=recipe.tokenizer.kind, trust_code=trust_code)
     texts = (row["text"] for row in corpus.parts["train"])
-    return tokenizers.train(recipe.tokenizer.as_dict(), texts)
+    return tokenizers.train(recipe.tokenizer.as_dict(), texts, trust_code=trust_code)
 
 
 def _batches(

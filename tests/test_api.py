@@ -1,0 +1,179 @@
+"""A trained run in the hand: rows stay in step, a seed repeats, a folder moves, figures agree with each other."""
+
+import copy
+import shutil
+
+import pytest
+import torch
+
+import textvae
+from conftest import sentences
+from textvae.errors import CheckpointError, UserError
+from textvae.recipe import Recipe
+from textvae.training import train
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("api")
+    files = {}
+    for seed, (part, count) in enumerate({"train": 400, "validation": 40, "test": 30}.items()):
+        (folder / f"{part}.txt").write_text("\n".join(sentences(count, seed)) + "\n")
+        files[part] = str(folder / f"{part}.txt")
+    values = {
+        "data": {"files": files},
+        "model": {
+            "latent_dim": 8,
+            "embedding_dim": 16,
+            "encoder": {"hidden_dim": 32},
+            "decoder": {"hidden_dim": 32},
+        },
+        "objective": {"kl": {"kind": "kl", "weight": 0.05}},
+        "training": {"batch_size": 16, "max_steps": 700, "evaluate_every": 350, "optimizer": {"kind": "adamw", "lr": 0.01}},
+        "evaluation": {"iw_samples": 50},
+    }
+    train(Recipe.model_validate(values), folder / "run", quiet=True)
+    return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def vae(run):
+    return textvae.load(run)
+
+
+def test_rows_stay_in_step_whatever_stands_beside_them(vae):
+    texts = sentences(25, seed=9)
+    means = vae.encode(texts)
+    for i in (0, 7, 24):
+        torch.testing.assert_close(vae.encode([texts[i]])[0], means[i], atol=1e-5, rtol=1e-5)
+    order = list(reversed(range(25)))
+    shuffled = [texts[i] for i in order]
+    torch.testing.assert_close(vae.encode(shuffled), means[order], atol=1e-5, rtol=1e-5)
+    together = vae.reconstruct(texts)
+    assert vae.reconstruct(shuffled) == [together[i] for i in order]
+    scores = vae.score(texts, seed=1)
+    assert [s["tokens"] for s in scores] == [len(t.split()) + 1 for t in texts]
+
+
+def test_a_trained_autoencoder_gives_most_sentences_back(vae):
+    texts = sentences(60, seed=11)
+    given_back = vae.reconstruct(texts)
+    assert sum(a == b for a, b in zip(texts, given_back)) > 40
+
+
+def test_a_seed_repeats_samples_and_another_does_not_and_the_global_state_is_left_alone(vae):
+    torch.manual_seed(5)
+    state = torch.get_rng_state()
+    first = vae.sample(20, seed=3)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert vae.sample(20, seed=3) == first
+    assert vae.sample(20, seed=4) != first
+    assert vae.sample(0) == []
+
+
+def test_interpolation_starts_and_ends_at_the_reconstructions(vae):
+    a, b = sentences(2, seed=21)
+    for path in ("linear", "spherical"):
+        walk = vae.interpolate(a, b, steps=5, path=path)
+        assert len(walk) == 5
+        assert [walk[0], walk[-1]] == vae.reconstruct([a, b])
+
+
+def test_decoding_the_means_greedily_is_reconstruction(vae):
+    texts = sentences(10, seed=5)
+    assert vae.decode(vae.encode(texts), method="greedy") == vae.reconstruct(texts)
+
+
+def test_importance_weighted_nll_is_below_the_elbo_on_average(vae):
+    scores = vae.score(sentences(20, seed=2), iw_samples=100)
+    assert sum(s["nll_iw"] for s in scores) < sum(s["nll_elbo"] for s in scores)
+    for s in scores:
+        assert s["nll_elbo"] == pytest.approx(s["reconstruction"] + s["kl"])
+
+
+def test_evaluate_gives_every_figure_and_they_agree(vae):
+    result = vae.evaluate("test")
+    names = "nll_elbo nll_iw ppl_elbo ppl_iw reconstruction kl mutual_information active_units bleu".split()
+    assert set(names) <= set(result)
+    assert result["nll_elbo"] == pytest.approx(result["reconstruction"] + result["kl"], rel=1e-6)
+    assert result["nll_iw"] < result["nll_elbo"]
+    assert result["bleu"] > 50
+    tokens = sum(len(text.split()) + 1 for text in sentences(30, seed=2))
+    assert result["target_tokens"] == tokens
+    with pytest.raises(UserError, match=r"no part 'tset'.*Did you mean 'test'"):
+        vae.evaluate("tset")
+
+
+def test_a_run_folder_moves(run, vae, tmp_path):
+    moved = tmp_path / "elsewhere"
+    shutil.copytree(run, moved)
+    texts = sentences(3, seed=8)
+    assert torch.equal(textvae.load(moved).encode(texts), vae.encode(texts))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"temperature": 0.0}, r"generation\.temperature.*greater than 0"),
+        ({"top_p": 1.5}, r"generation\.top_p"),
+        ({"methd": "beam"}, r"methd.*Did you mean 'method'"),
+        ({"method": "bean"}, r"generation\.method"),
+        ({"method": "greedy", "top_k": 3}, r"top_k"),
+    ],
+)
+def test_decoding_options_that_cannot_be_are_refused(vae, options, message):
+    with pytest.raises(UserError, match=message):
+        vae.sample(1, **options)
+
+
+def test_latents_of_another_width_are_refused(vae):
+    with pytest.raises(UserError, match=r"\(N, 8\)"):
+        vae.decode(torch.zeros(2, 5))
+
+
+def test_a_folder_without_a_run_is_named(tmp_path):
+    with pytest.raises(CheckpointError, match="holds no run"):
+        textvae.load(tmp_path)
+
+
+def test_empty_and_unknown_words_encode_and_come_back_as_something(vae):
+    texts = ["", "zebra zebra", "the cat"]
+    assert torch.isfinite(vae.encode(texts)).all()
+    assert len(vae.reconstruct(texts)) == 3
+    assert all(s["nll_elbo"] > 0 for s in vae.score(texts))
+    assert vae.encode([]).shape == (0, 8)
+    assert vae.reconstruct([]) == []
+
+
+def test_ban_unk_bans_it(vae):
+    assert not any("<unk>" in text for text in vae.sample(50, seed=0, temperature=3.0, ban_unk=True))
+
+
+def test_a_downloaded_recipe_may_not_import_code(run, tmp_path):
+    hostile = tmp_path / "hostile"
+    shutil.copytree(run, hostile)
+    recipe = hostile / "recipe.yaml"
+    assert "kind: gaussian" in recipe.read_text()
+    recipe.write_text(recipe.read_text().replace("kind: gaussian", "kind: os.system"))
+    with pytest.raises(UserError, match="trust_code"):
+        textvae.load(hostile)
+
+
+def test_a_users_own_class_stands_where_a_kind_does(run, tmp_path, monkeypatch):
+    (tmp_path / "mymodule.py").write_text(
+        "from textvae.latent.divergences import KL\n"
+        "class Halved(KL):\n"
+        "    def __init__(self, *, factor: float = 0.5) -> None:\n"
+        "        super().__init__()\n"
+        "        self.factor = factor\n"
+        "    def __call__(self, posterior, prior, z):\n"
+        "        return self.factor * super().__call__(posterior, prior, z)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    values = copy.deepcopy(textvae.load_recipe(run / "recipe.yaml").resolved())
+    values["objective"] = {"kl": {"kind": "mymodule.Halved", "factor": 0.25}}
+    values["training"].update(max_steps=5, evaluate_every=5)
+    own = train(Recipe.model_validate(values), tmp_path / "own", quiet=True)
+    with pytest.raises(UserError, match="trust_code"):
+        textvae.load(own)
+    assert textvae.load(own, trust_code=True).sample(1, seed=0)

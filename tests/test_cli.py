@@ -1,0 +1,165 @@
+"""The shell: what scripts rely on, and one line instead of a traceback."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from conftest import sentences
+from textvae.cli import main
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cli")
+    for seed, (part, count) in enumerate({"train": 200, "validation": 30, "test": 20}.items()):
+        (folder / f"{part}.txt").write_text("\n".join(sentences(count, seed)) + "\n")
+    values = {
+        "data": {"files": {part: f"{part}.txt" for part in ("train", "validation", "test")}},
+        "model": {"latent_dim": 4, "embedding_dim": 8, "encoder": {"hidden_dim": 8}, "decoder": {"hidden_dim": 8}},
+        "training": {"batch_size": 16, "max_steps": 20, "evaluate_every": 10},
+        "evaluation": {"iw_samples": 10},
+    }
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(values))
+    assert main(["train", str(folder / "recipe.yaml"), "--out", str(folder / "run"), "--quiet"]) == 0
+    return folder
+
+
+def lines(capfdbinary) -> list[str]:
+    return capfdbinary.readouterr().out.decode().splitlines()
+
+
+def test_sample_prints_n_lines_and_the_seed_repeats_them(folder, capfdbinary):
+    outputs = []
+    for _ in range(2):
+        assert main(["sample", str(folder / "run"), "-n", "10", "--seed", "0"]) == 0
+        outputs.append(lines(capfdbinary))
+    assert len(outputs[0]) == 10
+    assert outputs[0] == outputs[1]
+
+
+def test_json_gives_one_object_a_line(folder, capfdbinary):
+    assert main(["sample", str(folder / "run"), "-n", "3", "--seed", "0", "--json"]) == 0
+    assert [set(json.loads(line)) for line in lines(capfdbinary)] == [{"text"}] * 3
+    assert main(["interpolate", str(folder / "run"), "the cat", "the dog", "--steps", "5", "--json"]) == 0
+    assert [json.loads(line)["step"] for line in lines(capfdbinary)] == [0, 1, 2, 3, 4]
+    text = str(folder / "test.txt")
+    for command, keys in (
+        ("reconstruct", {"text", "reconstruction"}),
+        ("encode", {"text", "mean", "scale"}),
+        ("score", {"text", "nll_elbo", "reconstruction", "kl", "tokens", "ppl_elbo"}),
+    ):
+        assert main([command, str(folder / "run"), text, "--json"]) == 0
+        rows = [json.loads(line) for line in lines(capfdbinary)]
+        assert [row["text"] for row in rows] == (folder / "test.txt").read_text().splitlines()
+        assert all(set(row) == keys for row in rows)
+
+
+def test_evaluate_prints_one_object_with_every_figure(folder, capfdbinary):
+    assert main(["evaluate", str(folder / "run"), "--split", "test", "--json"]) == 0
+    (line,) = lines(capfdbinary)
+    figures = json.loads(line)
+    expected = "nll_elbo nll_iw ppl_elbo ppl_iw reconstruction kl mutual_information active_units bleu".split()
+    assert set(expected) <= set(figures)
+
+
+def test_evaluate_takes_another_corpus_by_override(folder, tmp_path, capfdbinary):
+    (tmp_path / "other.txt").write_text("the cat sees the dog\n" * 5)
+    train = folder / "train.txt"
+    override = f"data.files={{train: {train}, test: {tmp_path / 'other.txt'}}}"
+    assert main(["evaluate", str(folder / "run"), override, "--json"]) == 0
+    assert json.loads(lines(capfdbinary)[0])["sentences"] == 5
+
+
+def test_lines_come_from_standard_input_and_rows_stay_in_step(folder):
+    text = "the cat\n\nthe dog sees\n"
+    process = subprocess.run(
+        [sys.executable, "-m", "textvae", "reconstruct", str(folder / "run")],
+        input=text.encode(),
+        capture_output=True,
+        check=True,
+    )
+    assert len(process.stdout.decode().split("\n")) == 4  # three rows and the end of the last
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["sample", "no/such/run"], "holds no run"),
+        (["train", "no/such.yaml"], "no/such.yaml"),
+        (["train", "{recipe}", "training.max_stps=3"], "Did you mean 'max_steps'"),
+        (["train", "{recipe}", "model.latent_dim=-1"], "model.latent_dim"),
+        (["train", "{recipe}", "generation.temperature=0"], "generation.temperature"),
+        (["train", "{recipe}", "data.files={train: nowhere.txt}"], "nowhere.txt"),
+        (["train", "{recipe}", "data.column=txet"], "txet"),
+        (["train", "{recipe}", "objective.kl.kind=kll"], "objective.kl.kind"),
+        (["train", "{recipe}", "model.encoder.cell=lstn"], "model.encoder.cell"),
+        (["train", "{recipe}", "--out", "{run}"], "--resume"),
+        (["recipe", "check", "{recipe}", "a"], "key.path=value"),
+        (["evaluate", "{run}", "--split", "dev"], "--split"),
+        (["interpolate", "{run}", "a", "b", "--steps", "1"], "steps"),
+        (["sample", "{run}", "--temperature", "0"], "generation.temperature"),
+        (["sample", "{run}", "-n", "-3"], "n: got -3"),
+        (["encode", "{run}", "missing.txt"], "missing.txt"),
+        (["train", "{recipe}", "--processes", "0"], "--processes"),
+        (["frobnicate"], "invalid choice"),
+    ],
+)
+def test_a_users_mistake_is_one_clear_message_and_exit_code_2(folder, arguments, message, tmp_path):
+    filled = [a.replace("{recipe}", str(folder / "recipe.yaml")).replace("{run}", str(folder / "run")) for a in arguments]
+    if arguments[0] == "train" and "--out" not in arguments:
+        filled += ["--out", str(tmp_path / "run")]
+    code, error = run_main(filled)
+    assert code == 2
+    assert message in error
+    assert "Traceback" not in error
+
+
+def run_main(arguments: list[str]) -> tuple[int, str]:
+    import contextlib
+    import io
+
+    error = io.StringIO()
+    with contextlib.redirect_stderr(error):
+        try:
+            code = main(arguments)
+        except SystemExit as exit_:  # argparse's own
+            code = exit_.code
+    return code, error.getvalue()
+
+
+def test_broken_utf8_names_the_line(folder, tmp_path):
+    (tmp_path / "broken.txt").write_bytes(b"fine\nbro\xffken\n")
+    code, error = run_main(["encode", str(folder / "run"), str(tmp_path / "broken.txt")])
+    assert code == 2
+    assert "line 2" in error
+
+
+def test_recipe_check_show_and_schema(folder, capfdbinary):
+    assert main(["recipe", "check", str(folder / "recipe.yaml")]) == 0
+    assert main(["recipe", "show", str(folder / "recipe.yaml")]) == 0
+    shown = capfdbinary.readouterr().out.decode()
+    assert "bucket_batches: 100" in shown
+    assert main(["recipe", "schema"]) == 0
+    schema = json.loads(capfdbinary.readouterr().out)
+    assert schema["$schema"].startswith("https://json-schema.org/")
+
+
+def test_a_reader_that_leaves_early_is_no_error(folder):
+    process = subprocess.run(
+        f"{sys.executable} -m textvae sample {folder / 'run'} -n 2000 --seed 0 | head -n 1",
+        shell=True,
+        capture_output=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        check=False,
+    )
+    assert b"Traceback" not in process.stderr
+    assert b"Broken" not in process.stderr
+
+
+def test_help_does_not_wait_for_torch():
+    code = "import sys, textvae.cli as c\ntry: c.main(['--help'])\nexcept SystemExit: pass\nassert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)

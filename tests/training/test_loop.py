@@ -1,0 +1,210 @@
+"""The loop: it learns, it resumes to the bit, and machines and pieces change memory and time, never numbers."""
+
+import copy
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from textvae.checkpoint import latest_checkpoint
+from textvae.errors import CheckpointError, UserError
+from textvae.recipe import Recipe
+from textvae.training import train
+
+
+def recipe(values: dict, **training) -> Recipe:
+    values = copy.deepcopy(values)
+    values["training"].update(training)
+    return Recipe.model_validate(values)
+
+
+def last_weights(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(latest_checkpoint(run) / "model.safetensors")
+
+
+def rows(run: Path, part: str) -> list[dict]:
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    return [row for row in map(json.loads, lines) if row["part"] == part]
+
+
+def command(values: dict, folder: Path, *arguments: str) -> list[str]:
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return [sys.executable, "-m", "textvae", "train", str(path), "--quiet", *arguments]
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def test_training_learns_and_leaves_a_whole_run_folder(values, tmp_path):
+    run = train(recipe(values, max_steps=150, evaluate_every=75), tmp_path / "run", quiet=True)
+    validation = rows(run, "validation")
+    assert [row["step"] for row in validation] == [75, 150]
+    assert validation[-1]["nll_elbo"] < 14 < rows(run, "train")[0]["loss"]
+    assert {p.name for p in run.iterdir()} >= {"recipe.yaml", "tokenizer", "model.safetensors", "curves.png"}
+    assert (run / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_resolved_recipe_repeats_the_run_to_the_bit(values, tmp_path):
+    from textvae import recipe_file
+
+    first = train(recipe(values), tmp_path / "first", quiet=True)
+    second = train(recipe_file.load(first / "recipe.yaml"), tmp_path / "second", quiet=True)
+    assert_same(last_weights(first), last_weights(second))
+
+
+def assert_same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> None:
+    assert first.keys() == second.keys()
+    for name in first:
+        assert torch.equal(first[name], second[name]), name
+
+
+def test_killed_in_the_middle_of_an_epoch_and_resumed_ends_bit_identical(values, tmp_path):
+    values["model"]["word_dropout"] = 0.2
+    values["model"]["decoder"]["output_dropout"] = 0.3
+    values["training"].update(max_steps=400, evaluate_every=130, save_every=17)
+    undisturbed = train(Recipe.model_validate(values), tmp_path / "whole", quiet=True)
+
+    run = tmp_path / "killed"
+    process = subprocess.Popen(command(values, tmp_path, "--out", str(run)), env=environment())
+    deadline = time.monotonic() + 120
+    while not (run / "checkpoints" / "step-000000034").exists():
+        assert process.poll() is None, "the training ended before it could be killed"
+        assert time.monotonic() < deadline, "no checkpoint in time"
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    stopped_at = int(latest_checkpoint(run).name.split("-")[1])
+    assert stopped_at < 400
+    assert stopped_at % 13 != 0  # 200 sentences in batches of 16 are 13 steps an epoch
+
+    train(Recipe.model_validate(values), run, resume=True, quiet=True)
+    assert_same(last_weights(run), last_weights(undisturbed))
+    keys = ("step", "nll_elbo")
+    assert [[r[k] for k in keys] for r in rows(run, "validation")] == [
+        [r[k] for k in keys] for r in rows(undisturbed, "validation")
+    ]
+
+
+def test_terminated_politely_it_saves_and_can_be_resumed(values, tmp_path):
+    values["training"].update(max_steps=4000, evaluate_every=4000)
+    run = tmp_path / "run"
+    process = subprocess.Popen(command(values, tmp_path, "--out", str(run)), env=environment(), stderr=subprocess.PIPE)
+    while not (run / "metrics.jsonl").exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    message = process.communicate()[1].decode()
+    assert process.returncode == 130
+    assert "--resume" in message
+    assert "Traceback" not in message
+    assert latest_checkpoint(run) is not None
+
+
+@pytest.mark.parametrize("accumulation", [2, 3])
+def test_accumulation_changes_nothing_beyond_rounding(values, tmp_path, accumulation):
+    whole = train(recipe(values), tmp_path / "whole", quiet=True)
+    pieces = train(recipe(values, accumulation=accumulation), tmp_path / "pieces", quiet=True)
+    for name, tensor in last_weights(whole).items():
+        torch.testing.assert_close(last_weights(pieces)[name], tensor, atol=2e-4, rtol=1e-3, msg=name)
+
+
+def test_two_processes_give_the_parameters_of_one_with_the_batches_joined(values, tmp_path):
+    # SGD: Adam would blow rounding up where a gradient is near 0. Terms of the batch see all processes' rows.
+    values["objective"] = {
+        "kl": {"kind": "kl", "free_nats": 2.0, "weight": 0.5},
+        "mmd": {"kind": "mmd", "weight": 3.0},
+    }
+    values["training"].update(optimizer={"kind": "sgd", "lr": 0.5}, accumulation=1, batch_size=15)
+    one = train(Recipe.model_validate(values), tmp_path / "one", quiet=True)
+    two = tmp_path / "two"
+    finished = subprocess.run(
+        command(values, tmp_path, "--out", str(two), "--processes", "2"),
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    for name, tensor in last_weights(one).items():
+        torch.testing.assert_close(last_weights(two)[name], tensor, atol=2e-5, rtol=1e-4, msg=name)
+
+
+def test_early_stopping_ends_after_evaluations_without_gain(values, tmp_path):
+    steps = recipe(values, max_steps=500, early_stopping=2, optimizer={"kind": "sgd", "lr": 1e-9})
+    run = train(steps, tmp_path / "run", quiet=True)
+    assert rows(run, "validation")[-1]["step"] < 500
+
+
+def test_plateau_halves_the_rate_reloads_the_best_and_stops(values, tmp_path):
+    # A rate far too high: after the first evaluation it only gets worse.
+    values["training"].update(
+        max_steps=2000,
+        evaluate_every=5,
+        log_every=1,
+        optimizer={"kind": "sgd", "lr": 30.0},
+        decay={"kind": "plateau", "factor": 0.5, "patience": 1, "decays": 3},
+    )
+    run = train(Recipe.model_validate(values), tmp_path / "run", quiet=True)
+    rates = [row["learning_rate"] for row in rows(run, "train")]
+    assert rates[0] == 30.0
+    assert rates == sorted(rates, reverse=True)
+    assert set(rates) == {30.0, 15.0, 7.5, 3.75}
+    assert len(rates) < 2000
+
+
+def test_a_language_model_trains_with_the_same_code(values, tmp_path):
+    values["model"]["latent_dim"] = 0
+    del values["objective"]
+    run = train(recipe(values), tmp_path / "run", quiet=True)
+    last = rows(run, "validation")[-1]
+    assert last["kl"] == 0
+    assert last["nll_elbo"] == pytest.approx(last["reconstruction"])
+
+
+def test_bfloat16_trains(values, tmp_path):
+    run = train(recipe(values, precision="bf16", max_steps=100), tmp_path / "run", quiet=True)
+    assert rows(run, "validation")[-1]["nll_elbo"] < 16
+    assert all(tensor.dtype == torch.float32 for tensor in last_weights(run).values())
+
+
+def test_a_stream_trains_and_resumes_to_the_bit(values, tmp_path):
+    values["data"].update(streaming=True, shuffle_buffer=50)
+    values["training"].update(max_steps=24, save_every=7)
+    whole = train(Recipe.model_validate(values), tmp_path / "whole", quiet=True)
+    run = tmp_path / "resumed"
+    train(recipe(values, max_steps=9), run, quiet=True)
+    train(Recipe.model_validate(values), run, resume=True, quiet=True)
+    assert_same(last_weights(run), last_weights(whole))
+
+
+def test_collapse_is_said_with_the_keys_that_help(values, tmp_path, capfd):
+    values["objective"] = {"kl": {"kind": "kl", "weight": 50.0}}
+    train(recipe(values, max_steps=60, evaluate_every=30), tmp_path / "run", quiet=True)
+    message = capfd.readouterr().err
+    assert message.count("the posterior has collapsed") == 1
+    assert "objective.kl.free_nats" in message
+
+
+def test_a_run_is_not_overwritten_and_not_resumed_with_another_recipe(values, tmp_path):
+    run = train(recipe(values), tmp_path / "run", quiet=True)
+    with pytest.raises(CheckpointError, match="--resume"):
+        train(recipe(values), run, quiet=True)
+    with pytest.raises(CheckpointError, match=r"training\.batch_size was 16, is 8"):
+        train(recipe(values, batch_size=8), run, resume=True, quiet=True)
+
+
+def test_gradients_that_are_never_finite_end_the_training_with_advice(values, tmp_path):
+    broken = recipe(values, optimizer={"kind": "sgd", "lr": 1e30}, gradient_clip=None)
+    with pytest.raises(UserError, match=r"training\.optimizer\.lr"):
+        train(broken, tmp_path / "run", quiet=True)

@@ -1,0 +1,214 @@
+"""Bounds on the likelihood, in nats a sequence: the ELBO, and the importance-weighted estimate that tightens it."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution
+
+from textvae.errors import UserError
+from textvae.evaluation.latents import float64, gaussian_parameters
+from textvae.latent.divergences import kl
+from textvae.types import Batch
+
+LARGEST_EXPONENT = 700.0  # exp of more is no float64
+
+
+class Scored(NamedTuple):
+    """What one pass says of one batch."""
+
+    posterior: Distribution | None  # q(z|x), batch (B,); None for a language model
+    z: Tensor  # (S, B, D), drawn from it
+    reconstruction: Tensor  # (B,) float64 -log p(x|z) nats a sequence, mean over the draws of z
+    kl: Tensor  # (B,) float64 KL(q(z|x) || p(z)) nats a sequence
+
+
+class Elbo(NamedTuple):
+    """Sentence by sentence, in the order of the batches; float64 on the CPU."""
+
+    reconstruction: Tensor  # (N,) -log p(x|z) nats a sequence, mean over the draws of z
+    kl: Tensor  # (N,) KL(q(z|x) || p(z)) nats a sequence
+    tokens: Tensor  # (N,) int64 target tokens: </s> counted, <s> not
+
+    @property
+    def nll(self) -> Tensor:
+        """(N,) -ELBO, nats a sequence; for a language model the exact -log p(x)."""
+        return self.reconstruction + self.kl
+
+
+class ImportanceWeighted(NamedTuple):
+    """Sentence by sentence, in the order of the batches; float64 on the CPU."""
+
+    nll: Tensor  # (N,) -log (1/S) sum_s p(x, z_s) / q(z_s|x), nats a sequence
+    effective_samples: Tensor  # (N,) (sum w)^2 / sum w^2, between 1 and S
+    standard_error: Tensor  # (N,) of nll, nats, from the spread of the weights; nan for S = 1, which shows none
+    tokens: Tensor  # (N,) int64 target tokens
+
+
+@contextlib.contextmanager
+def evaluating(model: torch.nn.Module) -> Iterator[None]:
+    """The model in evaluation mode and without gradients; each module's mode is put back afterwards."""
+    before = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        for module, training in before:
+            module.training = training
+
+
+def perplexity(nats: float, tokens: float) -> float:
+    """Returns exp(nats / tokens), corpus level: total nats over total target tokens, </s> counted and <s> not.
+
+    Infinity where the exponent is beyond float64 (an untrained model), never an overflow error.
+
+    Raises:
+        ValueError: no tokens.
+    """
+    if tokens <= 0:
+        raise ValueError(f"perplexity needs target tokens, and there are {tokens}")
+    exponent = nats / tokens
+    if math.isnan(exponent):
+        return math.nan
+    return math.exp(exponent) if exponent < LARGEST_EXPONENT else math.inf
+
+
+def draw(posterior: Distribution, samples: int, generator: torch.Generator | None) -> Tensor:
+    """Returns z (S, B, D) drawn from the posterior; the same for the same generator state."""
+    gaussian = gaussian_parameters(posterior)
+    if gaussian is not None:
+        mean, scale = gaussian
+        noise = torch.randn((samples, *mean.shape), generator=generator, device=mean.device, dtype=mean.dtype)
+        return mean + scale * noise
+    if generator is None:
+        return posterior.sample(torch.Size([samples]))
+    # Other distributions draw from the global state alone: it is seeded for them, and put back.
+    seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
+    with torch.random.fork_rng(devices=[] if generator.device.type == "cpu" else [generator.device]):
+        torch.manual_seed(seed)
+        return posterior.sample(torch.Size([samples]))
+
+
+def score(model: Any, batch: Batch, *, samples: int = 1, generator: torch.Generator | None = None) -> Scored:
+    """Encodes a batch, draws z and scores the sentences under it: one forward pass, whose mode is the caller's."""
+    if model.latent_dim == 0:
+        # The model's own type, if it has parameters at all.
+        like = next(iter(model.parameters()), torch.empty(0))
+        z = torch.zeros(1, len(batch.lengths), 0, device=batch.tokens.device, dtype=like.dtype)
+        reconstruction = -float64(model.log_likelihood(batch, z)[0])
+        return Scored(None, z, reconstruction, torch.zeros_like(reconstruction))
+    posterior = model.encode(batch)
+    z = draw(posterior, samples, generator)
+    reconstruction = -float64(model.log_likelihood(batch, z)).mean(0)
+    return Scored(posterior, z, reconstruction, float64(kl(posterior, model.prior(), z)))
+
+
+def elbo(model: Any, batches: Iterable[Batch], *, generator: torch.Generator | None = None, samples: int = 1) -> Elbo:
+    """Computes the evidence lower bound of every sentence: E_q log p(x|z) - KL(q(z|x) || p(z)).
+
+    Args:
+        model: `encode`, `prior`, `log_likelihood`, `latent_dim`.
+        batches: the sentences.
+        generator: of the draws of z; it lives on the model's device.
+        samples: draws a sentence for the reconstruction; the KL is exact where it has a closed form.
+
+    Raises:
+        UserError: no sentence.
+
+    References:
+        Kingma & Welling 2014, arXiv 1312.6114.
+    """
+    _at_least_one(samples)
+    parts: list[Sequence[Tensor]] = []
+    with evaluating(model):
+        for batch in batches:
+            scored = score(model, batch, samples=samples, generator=generator)
+            parts.append((scored.reconstruction, scored.kl, batch.lengths))
+    return Elbo(*joined(parts))
+
+
+def iw_nll(
+    model: Any,
+    batches: Iterable[Batch],
+    *,
+    samples: int = 500,
+    batch_tokens: int = 20_000,
+    generator: torch.Generator | None = None,
+) -> ImportanceWeighted:
+    """Estimates -log p(x) by importance sampling from the posterior.
+
+    -log (1/S) sum_s p(x|z_s) p(z_s) / q(z_s|x), z_s from q: an upper bound in expectation that falls to -log p(x) as
+    S grows. Computed in chunks of samples, whose size does not change the draws; log-sum-exp in float64.
+
+    Args:
+        model: `encode`, `prior`, `log_likelihood`, `latent_dim`; for a language model the result is exact.
+        batches: the sentences.
+        samples: S.
+        batch_tokens: padded tokens times samples worked on at once (one sample at least).
+        generator: of the draws of z; it lives on the model's device.
+
+    Raises:
+        UserError: no sentence.
+
+    References:
+        Burda 2016, arXiv 1509.00519, equation 8.
+    """
+    _at_least_one(samples)
+    parts: list[Sequence[Tensor]] = []
+    with evaluating(model):
+        for batch in batches:
+            if model.latent_dim == 0:
+                nll = score(model, batch).reconstruction
+                parts.append((nll, torch.full_like(nll, samples), torch.zeros_like(nll), batch.lengths))
+            else:
+                weights = _log_weights(model, batch, samples, batch_tokens, generator)
+                parts.append((*_estimate(weights), batch.lengths))
+    return ImportanceWeighted(*joined(parts))
+
+
+def joined(parts: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+    """Returns the batches' tensors put together, column by column, on the CPU.
+
+    Raises:
+        UserError: no batch.
+    """
+    if not parts:
+        raise UserError("there is no sentence to evaluate")
+    return [torch.cat([tensor.cpu() for tensor in column]) for column in zip(*parts)]
+
+
+def _at_least_one(samples: int) -> None:
+    if samples < 1:
+        raise ValueError(f"samples: got {samples}; at least 1 is needed")
+
+
+def _log_weights(
+    model: Any, batch: Batch, samples: int, batch_tokens: int, generator: torch.Generator | None
+) -> Tensor:
+    """(S, B) float64 log p(x, z) - log q(z|x) for z drawn from q."""
+    posterior, prior = model.encode(batch), model.prior()
+    chunk = max(1, batch_tokens // max(batch.targets.numel(), 1))
+    parts = []
+    for begin in range(0, samples, chunk):
+        # One sample after another, so that the chunk's size does not change which numbers are drawn.
+        count = min(chunk, samples - begin)
+        z = torch.cat([draw(posterior, 1, generator) for _ in range(count)])  # (count, B, D)
+        rate = float64(posterior.log_prob(z)) - float64(prior.log_prob(z))
+        parts.append(float64(model.log_likelihood(batch, z)) - rate)
+    return torch.cat(parts)
+
+
+def _estimate(log_weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    count = log_weights.shape[0]
+    log_sum = torch.logsumexp(log_weights, 0)  # (B,)
+    normalized = torch.exp(log_weights - log_sum)  # (S, B), sums to 1
+    effective = 1.0 / normalized.square().sum(0)
+    # Delta method: the variance of a mean's logarithm is that of the mean over its square.
+    variance = (normalized * count).var(0) / count if count > 1 else torch.full_like(log_sum, math.nan)
+    return math.log(count) - log_sum, effective, variance.sqrt()

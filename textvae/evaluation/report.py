@@ -1,0 +1,169 @@
+"""Every figure of a model on a set of sentences: the full report, and the quick one of a line while training."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution
+
+from textvae.errors import UserError
+from textvae.evaluation import bounds, latents, text
+from textvae.types import Batch
+
+QUICK_PAIRS = 2**24  # log q(z_i | x_j) a quick report computes: about half a second on one core
+
+
+class _Pass(NamedTuple):
+    """One pass over the sentences with one draw of z each."""
+
+    elbo: bounds.Elbo
+    posteriors: list[Distribution]  # of the batches; none for a language model
+    z: Tensor  # (1, N, D)
+    prior: Distribution | None
+
+
+def quick(model: Any, batches: Iterable[Batch], *, generator: torch.Generator | None = None) -> dict[str, float]:
+    """Returns the figures of one forward pass with one draw of z a sentence.
+
+    Returns:
+        reconstruction, kl and nll_elbo (nats a sequence, means over sentences), ppl_elbo, mutual_information (nats,
+        whole set; on more than 4,096 sentences averaged over a part of them) and active_units. The last two and the
+        kl are 0 for a language model.
+
+    Raises:
+        UserError: no sentence.
+    """
+    found = _pass(model, batches, generator)
+    count = len(found.elbo.nll)
+    figures = _elbo_figures(found.elbo)
+    mutual = _mutual_information(found, at_most=max(QUICK_PAIRS // count, 1000))
+    return {**figures, "mutual_information": mutual, "active_units": float(_active_units(found))}
+
+
+def evaluate(
+    model: Any,
+    batches: Callable[[], Iterable[Batch]],
+    *,
+    iw_samples: int = 500,
+    batch_tokens: int = 20_000,
+    generator: torch.Generator | None = None,
+    references: Sequence[str] = (),
+    reconstruct: Callable[[], list[str]] | None = None,
+    bleu_tokenize: str = "none",
+    mutual_information_sentences: int = 10_000,
+) -> dict[str, Any]:
+    """Returns every figure of a set of sentences.
+
+    Args:
+        model: `encode`, `prior`, `log_likelihood`, `latent_dim`.
+        batches: () -> the sentences, afresh at each call.
+        iw_samples: importance samples a sentence.
+        batch_tokens: padded tokens times samples worked on at once.
+        generator: of the draws of z; it lives on the model's device.
+        references: texts to reconstruct, for BLEU.
+        reconstruct: () -> their reconstructions.
+        bleu_tokenize: sacrebleu's tokenizer.
+        mutual_information_sentences: the average is over so many at most; the aggregate posterior is of all.
+
+    Returns:
+        sentences, target_tokens; in nats a sequence reconstruction, kl, nll_elbo = reconstruction + kl and nll_iw
+        with iw_standard_error (None for one sample); ppl_elbo, ppl_iw; iw_samples and iw_ess, the mean effective
+        sample size; mutual_information (nats, whole set) and its ceiling ln N; active_units; kl_by_dimension (nats;
+        None where it has no closed form); of the reconstructions bleu, token_accuracy and exact_match. For a
+        language model nll_iw is nll_elbo, the exact NLL; what belongs to latents is 0, and to reconstructions None.
+
+    Raises:
+        UserError: no sentence, or a figure that is not finite.
+    """
+    found = _pass(model, batches(), generator)
+    count, latent = len(found.elbo.nll), model.latent_dim > 0
+    figures: dict[str, Any] = {"sentences": count, "target_tokens": int(found.elbo.tokens.sum())}
+    figures |= _elbo_figures(found.elbo)
+    if latent:
+        weighted = bounds.iw_nll(model, batches(), samples=iw_samples, batch_tokens=batch_tokens, generator=generator)
+        figures |= _iw_figures(weighted, iw_samples)
+    else:
+        figures |= {"nll_iw": figures["nll_elbo"], "ppl_iw": figures["ppl_elbo"]}
+        figures |= {"iw_standard_error": 0.0, "iw_samples": 0, "iw_ess": 0.0}
+    figures |= {
+        "mutual_information": _mutual_information(found, at_most=mutual_information_sentences),
+        "mutual_information_ceiling": math.log(count),
+        "active_units": _active_units(found),
+        "kl_by_dimension": _kl_by_dimension(found),
+        "bleu": None,
+        "token_accuracy": None,
+        "exact_match": None,
+    }
+    if latent and reconstruct is not None and references:
+        texts = reconstruct()
+        figures["bleu"] = text.bleu(texts, references, tokenize=bleu_tokenize)
+        figures["token_accuracy"] = text.token_accuracy(texts, references)
+        figures["exact_match"] = text.exact_match(texts, references)
+    for name, value in figures.items():
+        if value is not None and not all(map(math.isfinite, value if isinstance(value, list) else [value])):
+            raise UserError(
+                f"{name} is {value}, not a finite number: the weights are broken or far from trained; "
+                "look at the run's loss, and train with a lower training.optimizer.lr or training.gradient_clip"
+            )
+    return figures
+
+
+def _pass(model: Any, batches: Iterable[Batch], generator: torch.Generator | None) -> _Pass:
+    parts: list[Sequence[Tensor]] = []
+    posteriors: list[Distribution] = []
+    draws: list[Tensor] = []
+    with bounds.evaluating(model):
+        for batch in batches:
+            scored = bounds.score(model, batch, generator=generator)
+            parts.append((scored.reconstruction, scored.kl, batch.lengths))
+            draws.append(scored.z)
+            if scored.posterior is not None:
+                posteriors.append(scored.posterior)
+        elbo = bounds.Elbo(*bounds.joined(parts))
+        return _Pass(elbo, posteriors, torch.cat(draws, 1), model.prior() if posteriors else None)
+
+
+def _elbo_figures(elbo: bounds.Elbo) -> dict[str, float]:
+    return {
+        "reconstruction": float(elbo.reconstruction.mean()),
+        "kl": float(elbo.kl.mean()),
+        "nll_elbo": float(elbo.nll.mean()),
+        "ppl_elbo": bounds.perplexity(float(elbo.nll.sum()), int(elbo.tokens.sum())),
+    }
+
+
+def _iw_figures(weighted: bounds.ImportanceWeighted, samples: int) -> dict[str, Any]:
+    count = len(weighted.nll)
+    # Sentences' errors are independent: the mean's is the root of the summed squares over N.
+    error = float(weighted.standard_error.square().sum().sqrt()) / count if samples > 1 else None
+    return {
+        "nll_iw": float(weighted.nll.mean()),
+        "ppl_iw": bounds.perplexity(float(weighted.nll.sum()), int(weighted.tokens.sum())),
+        "iw_standard_error": error,
+        "iw_samples": samples,
+        "iw_ess": float(weighted.effective_samples.mean()),
+    }
+
+
+def _mutual_information(found: _Pass, *, at_most: int) -> float:
+    if not found.posteriors:
+        return 0.0
+    with torch.inference_mode():
+        return latents.mutual_information(found.posteriors, found.z, at_most=at_most).nats
+
+
+def _active_units(found: _Pass) -> int:
+    if not found.posteriors:
+        return 0
+    return latents.active_units(torch.cat([posterior.mean for posterior in found.posteriors]))
+
+
+def _kl_by_dimension(found: _Pass) -> list[float] | None:
+    if found.prior is None:
+        return []
+    by_dimension = latents.kl_by_dimension(found.posteriors, found.prior)
+    return None if by_dimension is None else [round(value, 4) for value in by_dimension.tolist()]
