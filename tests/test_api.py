@@ -5,9 +5,9 @@ import shutil
 
 import pytest
 import torch
+from conftest import sentences
 
 import textvae
-from conftest import sentences
 from textvae.errors import CheckpointError, UserError
 from textvae.recipe import Recipe
 from textvae.training import train
@@ -29,7 +29,12 @@ def run(tmp_path_factory):
             "decoder": {"hidden_dim": 32},
         },
         "objective": {"kl": {"kind": "kl", "weight": 0.05}},
-        "training": {"batch_size": 16, "max_steps": 700, "evaluate_every": 350, "optimizer": {"kind": "adamw", "lr": 0.01}},
+        "training": {
+            "batch_size": 16,
+            "max_steps": 700,
+            "evaluate_every": 350,
+            "optimizer": {"kind": "adamw", "lr": 0.01},
+        },
         "evaluation": {"iw_samples": 50},
     }
     train(Recipe.model_validate(values), folder / "run", quiet=True)
@@ -93,7 +98,17 @@ def test_importance_weighted_nll_is_below_the_elbo_on_average(vae):
 
 def test_evaluate_gives_every_figure_and_they_agree(vae):
     result = vae.evaluate("test")
-    names = "nll_elbo nll_iw ppl_elbo ppl_iw reconstruction kl mutual_information active_units bleu".split()
+    names = [
+        "nll_elbo",
+        "nll_iw",
+        "ppl_elbo",
+        "ppl_iw",
+        "reconstruction",
+        "kl",
+        "mutual_information",
+        "active_units",
+        "bleu",
+    ]
     assert set(names) <= set(result)
     assert result["nll_elbo"] == pytest.approx(result["reconstruction"] + result["kl"], rel=1e-6)
     assert result["nll_iw"] < result["nll_elbo"]

@@ -7,8 +7,8 @@ import sys
 
 import pytest
 import yaml
-
 from conftest import sentences
+
 from textvae.cli import main
 
 
@@ -62,7 +62,17 @@ def test_evaluate_prints_one_object_with_every_figure(folder, capfdbinary):
     assert main(["evaluate", str(folder / "run"), "--split", "test", "--json"]) == 0
     (line,) = lines(capfdbinary)
     figures = json.loads(line)
-    expected = "nll_elbo nll_iw ppl_elbo ppl_iw reconstruction kl mutual_information active_units bleu".split()
+    expected = [
+        "nll_elbo",
+        "nll_iw",
+        "ppl_elbo",
+        "ppl_iw",
+        "reconstruction",
+        "kl",
+        "mutual_information",
+        "active_units",
+        "bleu",
+    ]
     assert set(expected) <= set(figures)
 
 
@@ -109,7 +119,9 @@ def test_lines_come_from_standard_input_and_rows_stay_in_step(folder):
     ],
 )
 def test_a_users_mistake_is_one_clear_message_and_exit_code_2(folder, arguments, message, tmp_path):
-    filled = [a.replace("{recipe}", str(folder / "recipe.yaml")).replace("{run}", str(folder / "run")) for a in arguments]
+    filled = [
+        a.replace("{recipe}", str(folder / "recipe.yaml")).replace("{run}", str(folder / "run")) for a in arguments
+    ]
     if arguments[0] == "train" and "--out" not in arguments:
         filled += ["--out", str(tmp_path / "run")]
     code, error = run_main(filled)

@@ -263,5 +263,3 @@ class TextVAE:
     def _needs_latents(self, what: str) -> None:
         if self.latent_dim == 0:
             raise UserError(f"{what}: the run is a language model (model.latent_dim: 0), which has no latents")
-
-

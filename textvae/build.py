@@ -161,9 +161,7 @@ def _schedule(weight: float | Section, horizon: Horizon, path: str, trust_code: 
     return build_timed(SCHEDULES, weight, horizon, path, trust_code=trust_code)
 
 
-def build_timed(
-    registry: Registry, section: Section, horizon: Horizon, path: str, *, trust_code: bool = True
-) -> Any:
+def build_timed(registry: Registry, section: Section, horizon: Horizon, path: str, *, trust_code: bool = True) -> Any:
     """Returns a schedule, rate or decay; a duration that the horizon cannot tell is an error at its path."""
     try:
         return registry.build(section.as_dict(), horizon, path=path, trust_code=trust_code)

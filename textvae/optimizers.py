@@ -37,9 +37,7 @@ def adam(
 ) -> torch.optim.Optimizer:
     """Returns Adam (arXiv 1412.6980)."""
     first, second = betas
-    return torch.optim.Adam(
-        parameters, lr=lr, betas=(first, second), eps=eps, weight_decay=weight_decay, fused=True
-    )
+    return torch.optim.Adam(parameters, lr=lr, betas=(first, second), eps=eps, weight_decay=weight_decay, fused=True)
 
 
 def adamw(
@@ -52,9 +50,7 @@ def adamw(
 ) -> torch.optim.Optimizer:
     """Returns AdamW (arXiv 1711.05101)."""
     first, second = betas
-    return torch.optim.AdamW(
-        parameters, lr=lr, betas=(first, second), eps=eps, weight_decay=weight_decay, fused=True
-    )
+    return torch.optim.AdamW(parameters, lr=lr, betas=(first, second), eps=eps, weight_decay=weight_decay, fused=True)
 
 
 OPTIMIZERS = Registry("optimizer", {"sgd": sgd, "adam": adam, "adamw": adamw}, default="adamw")

@@ -86,9 +86,7 @@ def test_mmd_with_a_gaussian_kernel_approaches_its_closed_form():
     exact = 2 * expected(0, 2) - 2 * expected(shift, 2)
     draws = torch.stack(
         [
-            MMD(kernel="gaussian", scales=[1.0])(
-                None, standard(1), torch.randn(1, 100, 1, dtype=torch.float64) + shift
-            )
+            MMD(kernel="gaussian", scales=[1.0])(None, standard(1), torch.randn(1, 100, 1, dtype=torch.float64) + shift)
             for _ in range(400)
         ]
     )

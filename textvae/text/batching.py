@@ -118,7 +118,9 @@ def _cut(
     pieces = max(1, min(-(-len(rows) // batch_size), len(rows) // smallest))
     for chunk in np.array_split(rows, pieces):
         # Sorted by length, so that the last row is the longest.
-        while batch_tokens is not None and len(chunk) >= 2 * smallest and len(chunk) * lengths[chunk[-1]] > batch_tokens:
+        while (
+            batch_tokens is not None and len(chunk) >= 2 * smallest and len(chunk) * lengths[chunk[-1]] > batch_tokens
+        ):
             fits = batch_tokens // max(int(lengths[chunk[-1]]), 1)
             fits = max(smallest, min(fits, len(chunk) - smallest))
             yield chunk[-fits:]
@@ -259,7 +261,9 @@ def make_step(
     return Step(mine, count, sum(len(sentence) - 1 for sentence in sentences))
 
 
-def evaluation_batches(store: TokenStore | ListStore, pad_id: int, *, batch_tokens: int = 20_000) -> Iterator[tuple[Rows, Batch]]:
+def evaluation_batches(
+    store: TokenStore | ListStore, pad_id: int, *, batch_tokens: int = 20_000
+) -> Iterator[tuple[Rows, Batch]]:
     """Yields every sentence once, longest first, with its row in the corpus, in batches of equal cost.
 
     Args:

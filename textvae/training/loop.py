@@ -51,7 +51,9 @@ class Interrupted(TrainingError):
     """The training was told to stop, and has saved itself."""
 
 
-def train(recipe: Recipe, out: str | Path, *, resume: bool = False, trust_code: bool = True, quiet: bool = False) -> Path:
+def train(
+    recipe: Recipe, out: str | Path, *, resume: bool = False, trust_code: bool = True, quiet: bool = False
+) -> Path:
     """Trains a recipe into a run folder.
 
     Args:
@@ -138,7 +140,10 @@ def _run(
             else:
                 position.epoch += 1
                 position.step_in_epoch = 0
-                if experiment.horizon.steps_per_epoch is None and parse_duration(training.evaluate_every)[1] == "epochs":
+                if (
+                    experiment.horizon.steps_per_epoch is None
+                    and parse_duration(training.evaluate_every)[1] == "epochs"
+                ):
                     verdict = evaluate()
                     save()
                 continue
@@ -245,9 +250,7 @@ def _evaluate(
     return verdict
 
 
-def _decay(
-    experiment: Experiment, accelerator: Accelerator, position: Position, folder: Path, *, reload: bool
-) -> None:
+def _decay(experiment: Experiment, accelerator: Accelerator, position: Position, folder: Path, *, reload: bool) -> None:
     position.decays += 1
     position.stalled = 0
     if reload:

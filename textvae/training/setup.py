@@ -54,9 +54,7 @@ class Experiment:
         return self.decay.factor**decays if self.decay is not None else 1.0
 
 
-def prepare(
-    recipe: Recipe, folder: Path, accelerator: Accelerator, *, resume: bool, trust_code: bool
-) -> Experiment:
+def prepare(recipe: Recipe, folder: Path, accelerator: Accelerator, *, resume: bool, trust_code: bool) -> Experiment:
     """Returns the experiment, and writes recipe and tokenizer into the run folder.
 
     Raises:

@@ -106,9 +106,7 @@ class Telemetry:
         if not self.main:
             return
         terms = {f"{name}_weight": weight for name, weight in weights.items()}
-        self._write(
-            {"step": step, "epoch": epoch, "part": "validation", **numbers, **terms, "elapsed_s": elapsed_s}
-        )
+        self._write({"step": step, "epoch": epoch, "part": "validation", **numbers, **terms, "elapsed_s": elapsed_s})
         if not self.quiet:
             self._print(self._line(step, numbers, weights, gained, elapsed_s))
         latent_dim = self.recipe.model.latent_dim
