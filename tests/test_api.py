@@ -25,14 +25,14 @@ def run(tmp_path_factory):
         "model": {
             "latent_dim": 8,
             "embedding_dim": 16,
-            "encoder": {"hidden_dim": 32},
-            "decoder": {"hidden_dim": 32},
+            "encoder": {"cell": "gru", "hidden_dim": 48},
+            "decoder": {"cell": "gru", "hidden_dim": 48},
         },
         "objective": {"kl": {"kind": "kl", "weight": 0.05}},
         "training": {
             "batch_size": 16,
-            "max_steps": 700,
-            "evaluate_every": 350,
+            "max_steps": 1000,
+            "evaluate_every": 250,
             "optimizer": {"kind": "adamw", "lr": 0.01},
         },
         "evaluation": {"iw_samples": 50},

@@ -1,5 +1,6 @@
 """The model's promises: rows stay in step, padding is invisible, no future is seen, the whole loss is right."""
 
+import itertools
 import math
 
 import pytest
@@ -73,7 +74,7 @@ def test_log_likelihood_is_the_sum_of_single_steps():
     z = torch.randn(1, 1, 3, dtype=torch.float64)
     sentence = SENTENCES[2]
     state, total = model.start(z[0]), 0.0
-    for now, then in zip(sentence[:-1], sentence[1:]):
+    for now, then in itertools.pairwise(sentence):
         logits, state = model.step(torch.tensor([now]), z[0], state)
         total = total + torch.log_softmax(logits.double(), -1)[0, then]
     # Steps give float32 logits.

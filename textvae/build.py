@@ -19,7 +19,7 @@ from textvae.nets.output import OUTPUTS
 from textvae.objective import RECONSTRUCTIONS, Objective
 from textvae.optimizers import OPTIMIZERS
 from textvae.recipe import Recipe, Section
-from textvae.registry import Registry
+from textvae.registry import Registry, takes_positional
 from textvae.schedules import DECAYS, RATES, SCHEDULES, Constant, Horizon
 from textvae.text.noise import WordDropout
 from textvae.text.tokenizers import TOKENIZERS
@@ -143,12 +143,15 @@ def build_model(recipe: Recipe, tokenizer: Tokenizer, *, trust_code: bool = True
 
 
 def build_objective(recipe: Recipe, horizon: Horizon, *, trust_code: bool = True) -> Objective:
-    """Returns the recipe's objective for a training of this length."""
+    """Returns the recipe's objective for a training of this length; terms with parameters start anew."""
     terms = {}
     for name, term in recipe.objective.terms.items():
         path = f"objective.{name}"
         options = {key: value for key, value in term.as_dict().items() if key != "weight"}
-        divergence = DIVERGENCES.build(options, path=path, trust_code=trust_code)
+        constructor = DIVERGENCES.resolve(term.kind, trust_code=trust_code)
+        # Critics and other terms with parameters ask for the latents' width; the rest need nothing.
+        shape = (recipe.model.latent_dim,) if takes_positional(constructor) else ()
+        divergence = DIVERGENCES.build(options, *shape, path=path, trust_code=trust_code)
         terms[name] = divergence, _schedule(term.weight, horizon, f"{path}.weight", trust_code)
     section = recipe.objective.reconstruction.as_dict()
     reconstruction = RECONSTRUCTIONS.build(section, path="objective.reconstruction", trust_code=trust_code)
@@ -158,7 +161,8 @@ def build_objective(recipe: Recipe, horizon: Horizon, *, trust_code: bool = True
 def _schedule(weight: float | Section, horizon: Horizon, path: str, trust_code: bool) -> Schedule:
     if not isinstance(weight, Section):
         return Constant(horizon, value=weight)
-    return build_timed(SCHEDULES, weight, horizon, path, trust_code=trust_code)
+    schedule: Schedule = build_timed(SCHEDULES, weight, horizon, path, trust_code=trust_code)
+    return schedule
 
 
 def build_timed(registry: Registry, section: Section, horizon: Horizon, path: str, *, trust_code: bool = True) -> Any:

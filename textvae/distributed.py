@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -22,13 +23,32 @@ def gather_rows(rows: Tensor) -> Tensor:
     """
     if world_size() == 1:
         return rows
-    result: Tensor = _GatherRows.apply(rows)
+    result: Tensor = _GatherRows.apply(rows)  # type: ignore[no-untyped-call]
     return result
+
+
+def mean_over_processes(value: Tensor) -> Tensor:
+    """Returns the mean of a detached scalar over the processes, the same on each."""
+    if world_size() == 1:
+        return value
+    summed = value.detach().clone()
+    dist.all_reduce(summed)
+    return summed / world_size()
+
+
+def average_gradients(parameters: Iterable[Tensor]) -> None:
+    """Averages the gradients of parameters that DistributedDataParallel does not know, in place."""
+    if world_size() == 1:
+        return
+    for parameter in parameters:
+        if parameter.grad is not None:
+            dist.all_reduce(parameter.grad)
+            parameter.grad /= world_size()
 
 
 class _GatherRows(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, rows: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
         world = world_size()
         counts = [torch.zeros(1, dtype=torch.int64, device=rows.device) for _ in range(world)]
         dist.all_gather(counts, torch.tensor([len(rows)], device=rows.device))
@@ -43,7 +63,7 @@ class _GatherRows(torch.autograd.Function):
         return torch.cat([part[:size] for part, size in zip(parts, sizes)])
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
         summed = gradient.contiguous().clone()
         dist.all_reduce(summed)
         return summed[ctx.span]

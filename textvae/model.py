@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from torch import Tensor, nn
 from torch.distributions import Distribution
@@ -52,8 +53,9 @@ class SequenceVAE(nn.Module):
         self.posterior = posterior
         self.prior = prior
         self.decoder_embedding = decoder_embedding
-        self.decoder = decoder
-        self.output = output
+        # Any: torch types the attributes of a module as tensors or modules, never as methods.
+        self.decoder: Any = decoder
+        self.output: Any = output
         self.word_dropout = word_dropout
         self.draw = draw
 
@@ -87,7 +89,8 @@ class SequenceVAE(nn.Module):
         else:
             real = self.output(hidden[mask], targets[mask])
             per_token = real.new_zeros(mask.shape).masked_scatter(mask, real)  # (S*B, T)
-        return per_token.sum(-1).view(samples, sentences)
+        summed: Tensor = per_token.sum(-1)  # (S*B,)
+        return summed.view(samples, sentences)
 
     def start(self, z: Tensor) -> State:
         """Returns the decoder's state before the first word, each tensor (layers, B, H), for z (B, D)."""
@@ -122,7 +125,8 @@ class SequenceVAE(nn.Module):
         if self.latent_dim == 0:
             z = self.decoder_embedding.weight.new_zeros(1, len(batch.lengths), 0)
             return VAEOutput(None, None, z, self.log_likelihood(batch, z))
-        assert self.draw is not None and self.prior is not None
+        assert self.draw is not None
+        assert self.prior is not None
         posterior = self.encode(batch)
         z = self.draw(posterior, samples, noise)
         return VAEOutput(posterior, self.prior(), z, self.log_likelihood(batch, z))

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
+from torch.distributions import Distribution
 
+from textvae.distributed import mean_over_processes
 from textvae.registry import Registry
 from textvae.types import Divergence, Losses, Schedule, VAEOutput
 
@@ -44,9 +47,38 @@ class Objective(nn.Module):
         }
         self.stateful = nn.ModuleDict(modules)
 
+    @property
+    def critics(self) -> dict[str, Any]:
+        """Terms that learn against the model: they have a loss, and an optimiser, of their own."""
+        return {name: part for name, part in self.divergences.items() if hasattr(part, "critic_loss")}
+
+    def trained_with_the_model(self) -> list[nn.Parameter]:
+        """Returns the parameters of terms that the model's optimiser moves: all but the critics'."""
+        critics = {id(p) for critic in self.critics.values() for p in critic.parameters()}
+        return [p for p in self.parameters() if id(p) not in critics]
+
     def weights(self, step: int) -> dict[str, float]:
         """Returns each term's weight at `step`."""
         return {name: schedule(step) for name, schedule in self.schedules.items()}
+
+    def measure(self, posteriors: Sequence[Distribution], prior: Distribution, z: Tensor) -> dict[str, float]:
+        """Returns term_NAME, each term's value, unweighted, over batches that were scored already.
+
+        Args:
+            posteriors: q(z|x), batch by batch.
+            prior: p(z).
+            z: (S, N, D), draws from each posterior in the same order.
+        """
+        sizes = [posterior.batch_shape[0] for posterior in posteriors]
+        draws = z.split(sizes, dim=1)
+        return {
+            f"term_{name}": sum(
+                float(divergence(posterior, prior, some).mean()) * size
+                for posterior, some, size in zip(posteriors, draws, sizes)
+            )
+            / sum(sizes)
+            for name, divergence in self.divergences.items()
+        }
 
     def forward(self, output: VAEOutput, step: int, share: float = 1.0) -> Losses:
         """Returns the losses of one batch.
@@ -62,9 +94,13 @@ class Objective(nn.Module):
         total = share * reconstruction
         terms, weights = {"reconstruction": reconstruction}, {"reconstruction": 1.0}
         for name, divergence in self.divergences.items():
-            assert output.posterior is not None and output.prior is not None
+            assert output.posterior is not None
+            assert output.prior is not None
             value = divergence(output.posterior, output.prior, output.z)  # (B,) or ()
-            weights[name] = self.schedules[name](step, value.detach())
+            schedule = self.schedules[name]
+            # Only controllers hold state, and only they read the value: for the others no process waits.
+            measured = mean_over_processes(value.detach().mean()) if isinstance(schedule, nn.Module) else None
+            weights[name] = schedule(step, measured)
             terms[name] = value.mean()
             if weights[name] != 0.0:
                 total = total + weights[name] * (share * terms[name] if value.dim() else terms[name])

@@ -183,7 +183,10 @@ class Training(Frozen):
     gradient_clip: Annotated[float, Field(gt=0)] | None = 5.0
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     evaluate_every: str | Count = Field(default="1 epoch", description="steps, or epochs as in '1 epoch'")
-    monitor: str = Field(default="nll_elbo", description="the validation figure that picks the best checkpoint")
+    monitor: str = Field(
+        default="loss",
+        description="the validation figure that picks the best checkpoint; loss is the objective at its final weights",
+    )
     early_stopping: Count | None = Field(default=None, description="evaluations without gain before the end")
     save_every: Count | None = Field(default=None, description="steps between checkpoints, besides evaluations")
     log_every: Count = 50

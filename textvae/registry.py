@@ -99,6 +99,12 @@ class Registry:
         return constructor(*args, **{name: getattr(values, name) for name in given})
 
 
+def takes_positional(constructor: Callable[..., Any]) -> bool:
+    """Returns whether a class or function takes something of the builder besides its options."""
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return any(parameter.kind in kinds for parameter in inspect.signature(constructor).parameters.values())
+
+
 def option_problems(model: type[pydantic.BaseModel], values: Mapping[str, Any], path: str) -> list[str]:
     """Returns the messages for `values` held against `model`, each opening with its key path."""
     try:

@@ -1,4 +1,7 @@
-"""Weights and learning rates as pure functions of the optimiser step: nothing to reset, nothing to resume."""
+"""Weights and learning rates as pure functions of the optimiser step: nothing to reset, nothing to resume.
+
+Weights that also read what they weigh, and therefore keep state, are in control.py.
+"""
 
 from __future__ import annotations
 
@@ -171,7 +174,15 @@ class Cyclical:
 
 SCHEDULES = Registry(
     "schedule",
-    {"constant": Constant, "linear": Linear, "cosine": Cosine, "logistic": Logistic, "cyclical": Cyclical},
+    {
+        "constant": Constant,
+        "linear": Linear,
+        "cosine": Cosine,
+        "logistic": Logistic,
+        "cyclical": Cyclical,
+        "pid": "textvae.control:PID",
+        "geco": "textvae.control:GECO",
+    },
     default="constant",
 )
 

@@ -26,7 +26,11 @@ VOCABULARY, LENGTH, LATENT = 7, 4, 3
 
 
 class Tiny:
-    """A recurrent network in float64, so that a sum's order never decides between words."""
+    """A recurrent network in float64, so that a sum's order never decides between words.
+
+    The second part of its state counts the words, and </s> grows likelier with them: else a network this small comes
+    to rest at once, and a sentence of its most probable words is empty or has no end.
+    """
 
     def __init__(self, *, vocabulary: int = VOCABULARY, sharpness: float = 3.0, seed: int = 0) -> None:
         generator = torch.Generator().manual_seed(seed)
@@ -46,7 +50,9 @@ class Tiny:
         assert len(tokens) == len(z) == state[0].shape[1] == state[1].shape[1]
         self.rows.append(len(tokens))
         hidden = torch.tanh(state[0][0] @ self.from_state + self.from_token[tokens] + 0.5 * z.double() @ self.from_z)
-        return self.sharpness * hidden @ self.to_logits, (hidden[None], state[1] + 1)
+        logits = hidden @ self.to_logits
+        logits[:, EOS] += state[1].mean((0, 2)) - 2
+        return self.sharpness * logits, (hidden[None], state[1] + 1)
 
 
 def latents(rows: int, seed: int = 1) -> Tensor:

@@ -147,19 +147,19 @@ def test_early_stopping_ends_after_evaluations_without_gain(values, tmp_path):
 
 
 def test_plateau_halves_the_rate_reloads_the_best_and_stops(values, tmp_path):
-    # A rate far too high: after the first evaluation it only gets worse.
+    # A rate far too low: after the first evaluation nothing is gained.
     values["training"].update(
         max_steps=2000,
         evaluate_every=5,
         log_every=1,
-        optimizer={"kind": "sgd", "lr": 30.0},
+        optimizer={"kind": "sgd", "lr": 8e-12},
         decay={"kind": "plateau", "factor": 0.5, "patience": 1, "decays": 3},
     )
     run = train(Recipe.model_validate(values), tmp_path / "run", quiet=True)
     rates = [row["learning_rate"] for row in rows(run, "train")]
-    assert rates[0] == 30.0
+    assert rates[0] == 8e-12
     assert rates == sorted(rates, reverse=True)
-    assert set(rates) == {30.0, 15.0, 7.5, 3.75}
+    assert set(rates) == {8e-12, 4e-12, 2e-12, 1e-12}
     assert len(rates) < 2000
 
 

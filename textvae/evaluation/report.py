@@ -26,8 +26,23 @@ class _Pass(NamedTuple):
     prior: Distribution | None
 
 
-def quick(model: Any, batches: Iterable[Batch], *, generator: torch.Generator | None = None) -> dict[str, float]:
+Measure = Callable[[Sequence[Distribution], Distribution, Tensor], dict[str, float]]
+
+
+def quick(
+    model: Any,
+    batches: Iterable[Batch],
+    *,
+    generator: torch.Generator | None = None,
+    measure: Measure | None = None,
+) -> dict[str, float]:
     """Returns the figures of one forward pass with one draw of z a sentence.
+
+    Args:
+        model: `encode`, `prior`, `log_likelihood`, `latent_dim`.
+        batches: the sentences.
+        generator: of the draws of z; it lives on the model's device.
+        measure: (posteriors, prior, z) -> further figures, not asked of a language model.
 
     Returns:
         reconstruction, kl and nll_elbo (nats a sequence, means over sentences), ppl_elbo, mutual_information (nats,
@@ -41,6 +56,9 @@ def quick(model: Any, batches: Iterable[Batch], *, generator: torch.Generator | 
     count = len(found.elbo.nll)
     figures = _elbo_figures(found.elbo)
     mutual = _mutual_information(found, at_most=max(QUICK_PAIRS // count, 1000))
+    if measure is not None and found.prior is not None:
+        with torch.inference_mode():
+            figures = {**measure(found.posteriors, found.prior, found.z), **figures}
     return {**figures, "mutual_information": mutual, "active_units": float(_active_units(found))}
 
 

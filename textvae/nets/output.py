@@ -43,7 +43,7 @@ class SoftmaxOutput(nn.Module):
             if hidden.is_cuda:
                 # The fused form asks for a value in its backward pass, which would stop the device.
                 return -F.cross_entropy(F.linear(hidden, self.weight, self.bias).float(), targets, reduction="none")
-            result: Tensor = _LogProbability.apply(hidden, self.weight, self.bias, targets, piece)
+            result: Tensor = _LogProbability.apply(hidden, self.weight, self.bias, targets, piece)  # type: ignore[no-untyped-call]
             return result
         weight, bias = self.weight.to(hidden.dtype), None if self.bias is None else self.bias.to(hidden.dtype)
         return torch.cat(
@@ -73,7 +73,7 @@ class _LogProbability(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, piece: int
     ) -> Tensor:
         ctx.piece = piece
@@ -82,7 +82,7 @@ class _LogProbability(torch.autograd.Function):
         return log_p
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, bias, targets, hidden_grad, weight_grad, bias_grad = ctx.saved_tensors
         first = gradient[:1]
         if bool((gradient == first).all()):

@@ -13,16 +13,19 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from torch import Tensor
 
 from textvae import checkpoint
+from textvae.distributed import average_gradients
 from textvae.errors import TrainingError
 from textvae.evaluation.report import quick
 from textvae.recipe import Recipe, parse_duration
 from textvae.schedules import Plateau
 from textvae.text.batching import Step, evaluation_batches
+from textvae.training.critics import update_critics
 from textvae.training.setup import Experiment, prepare
-from textvae.training.telemetry import Telemetry
+from textvae.training.telemetry import FAR, Telemetry
 from textvae.types import Batch
 
 SKIPS_ALLOWED = 10  # steps without finite gradients in a row, before the training is given up
@@ -41,7 +44,7 @@ class Position:
     decays: int = 0
     skipped: int = 0  # steps without finite gradients, in all
     evaluated: int = -1  # the step last evaluated
-    finished: bool = False
+    stopped: bool = False  # by early stopping or the last decay: a later end changes nothing then
     elapsed_s: float = 0.0
     tokens: int = 0
     numbers: dict[str, float] = field(default_factory=dict)  # of the last evaluation
@@ -73,6 +76,8 @@ def train(
     folder = Path(out)
     if recipe.training.threads is not None:
         torch.set_num_threads(recipe.training.threads)
+    # accelerate keeps the first training's precision for the whole process; a second may want another.
+    AcceleratorState._reset_state()
     accelerator = Accelerator(
         mixed_precision={"fp32": "no"}.get(recipe.training.precision, recipe.training.precision),
         log_with=recipe.training.trackers or None,
@@ -84,7 +89,7 @@ def train(
         position = Position(**experiment.position)
         telemetry = Telemetry(folder, recipe, accelerator, experiment, position.step, quiet=quiet)
         try:
-            if not position.finished:
+            if not position.stopped:
                 _run(experiment, recipe, accelerator, position, folder, telemetry)
         finally:
             telemetry.close()
@@ -150,7 +155,7 @@ def _run(
             break
         if position.evaluated != position.step:
             evaluate()
-        position.finished = True
+        position.stopped = verdict == "stop"
         save()
     telemetry.finish(position.best, position.best_step)
 
@@ -181,8 +186,10 @@ def _step(
             output = model(batch, noise=drawn)
             # The same on every process: a statistic of the whole batch draws the same from the prior.
             torch.manual_seed(_mix(recipe.seed, position.step, i, 7))
+            update_critics(experiment.critics, output)
             losses = objective(output, position.step, piece.share)
             accelerator.backward(losses.total / len(step.pieces))
+    average_gradients(experiment.term_parameters)
     norm = _clip(accelerator, model, recipe.training.gradient_clip)
     # Every process sees the same averaged gradient, so all take or leave the step together.
     taken = bool(torch.isfinite(norm))
@@ -199,8 +206,7 @@ def _step(
 
 
 def _clip(accelerator: Accelerator, model: torch.nn.Module, limit: float | None) -> Tensor:
-    norm = accelerator.clip_grad_norm_(model.parameters(), limit if limit is not None else float("inf"))
-    assert norm is not None
+    norm: Tensor = accelerator.clip_grad_norm_(model.parameters(), limit if limit is not None else float("inf"))
     return norm
 
 
@@ -222,7 +228,11 @@ def _evaluate(
             for _, batch in evaluation_batches(experiment.validation, experiment.pad_id)
         ),
         generator=_generator(recipe.seed, 0, device=accelerator.device),
+        measure=experiment.objective.measure,
     )
+    final = experiment.objective.weights(FAR)
+    held = sum(weight * numbers[f"term_{name}"] for name, weight in final.items())
+    numbers["loss"] = numbers["reconstruction"] + held
     position.evaluated, position.numbers = position.step, numbers
     if training.monitor not in numbers:
         raise TrainingError(f"training.monitor: got {training.monitor!r}; known: {', '.join(sorted(numbers))}")
@@ -264,7 +274,11 @@ def _save(experiment: Experiment, accelerator: Accelerator, position: Position, 
     accelerator.wait_for_everyone()
     if not accelerator.is_main_process:
         return
-    state = {"optimizer": experiment.optimizer.state_dict(), "objective": experiment.objective.state_dict()}
+    state = {
+        "optimizer": experiment.optimizer.state_dict(),
+        "objective": experiment.objective.state_dict(),
+        "critics": [optimizer.state_dict() for _, optimizer in experiment.critics],
+    }
     if accelerator.scaler is not None:
         state["scaler"] = accelerator.scaler.state_dict()
     checkpoint.save_checkpoint(folder, position.step, experiment.unwrapped, state, asdict(position))
@@ -305,8 +319,8 @@ def _stop_signals() -> Iterator[Callable[[], bool]]:
         received.append(number)
         signal.signal(number, before[number])
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        before[number] = signal.signal(number, remember)
+    for caught in (signal.SIGINT, signal.SIGTERM):
+        before[caught] = signal.signal(caught, remember)
     try:
         yield lambda: bool(received)
     finally:

@@ -20,6 +20,7 @@ from textvae.recipe_file import load as load_recipe
 from textvae.schedules import DECAYS, RATES, Horizon, Plateau
 from textvae.text import corpora, encoding, tokenizers
 from textvae.text.batching import Batches, StreamBatches, TokenStore
+from textvae.training.critics import optimizers
 from textvae.types import Schedule, Tokenizer
 
 # What may differ between a run's recipe and the one it is resumed with: how far, and what is shown.
@@ -46,6 +47,8 @@ class Experiment:
     decay: Plateau | None
     pad_id: int
     base_rates: list[float]
+    critics: list[tuple[Any, torch.optim.Optimizer]]
+    term_parameters: list[torch.nn.Parameter]  # of the objective's terms, moved by the model's optimiser
     notes: list[str] = field(default_factory=list)
     position: dict[str, Any] = field(default_factory=dict)
 
@@ -84,7 +87,7 @@ def prepare(recipe: Recipe, folder: Path, accelerator: Accelerator, *, resume: b
         decay = build.build_timed(DECAYS, training.decay, horizon, "training.decay", trust_code=trust_code)
     optimizer = OPTIMIZERS.build(
         training.optimizer.as_dict(),
-        [p for p in [*model.parameters(), *objective.parameters()] if p.requires_grad],
+        [p for p in [*model.parameters(), *objective.trained_with_the_model()] if p.requires_grad],
         path="training.optimizer",
         trust_code=trust_code,
     )
@@ -92,9 +95,12 @@ def prepare(recipe: Recipe, folder: Path, accelerator: Accelerator, *, resume: b
     state, position = checkpoint.load_checkpoint(latest, model) if latest is not None else ({}, {})
     wrapped, optimizer = accelerator.prepare(model, optimizer)
     objective.to(accelerator.device)
+    critics = optimizers(list(objective.critics.values()))
     if state:
         optimizer.load_state_dict(state["optimizer"])
         objective.load_state_dict(state["objective"])
+        for (_, critic_optimizer), saved in zip(critics, state["critics"]):
+            critic_optimizer.load_state_dict(saved)
         if accelerator.scaler is not None:
             accelerator.scaler.load_state_dict(state["scaler"])
     return Experiment(
@@ -109,6 +115,8 @@ def prepare(recipe: Recipe, folder: Path, accelerator: Accelerator, *, resume: b
         decay=decay,
         pad_id=tokenizer.pad_id,
         base_rates=base_rates,
+        critics=critics,
+        term_parameters=objective.trained_with_the_model(),
         notes=_notes(corpus, encoded, tokenizer, model),
         position=position,
     )

@@ -19,6 +19,7 @@ from textvae.text.batching import Step
 from textvae.training.setup import Experiment
 from textvae.types import Losses
 
+FAR = 10**12  # a step at which every schedule has come to its end
 COLLAPSED_KL = 0.1  # nats a sequence
 
 
@@ -110,10 +111,10 @@ class Telemetry:
         if not self.quiet:
             self._print(self._line(step, numbers, weights, gained, elapsed_s))
         latent_dim = self.recipe.model.latent_dim
-        if latent_dim and not self.warned and self._at_top(step, weights):
-            if numbers["kl"] < COLLAPSED_KL or numbers["active_units"] == 0:
-                self.warned = True
-                self._print(collapse_warning(self.recipe, numbers))
+        collapsed = numbers["kl"] < COLLAPSED_KL or numbers["active_units"] == 0
+        if latent_dim and collapsed and not self.warned and self._at_top(step, weights):
+            self.warned = True
+            self._print(collapse_warning(self.recipe, numbers))
         # The time of an evaluation is not the training's.
         self.since, self.tokens = time.monotonic(), 0
 
@@ -135,7 +136,8 @@ class Telemetry:
     def _at_top(self, step: int, weights: dict[str, float]) -> bool:
         """Whether no term's weight will rise any more above what it is."""
         total = self.experiment.horizon.total_steps or 10 * max(step, 1)
-        later = range(0, total, max(1, total // 500))
+        # A training cut short has not reached the top of a schedule that is longer than itself.
+        later = [*range(0, total, max(1, total // 500)), FAR]
         schedules = self.experiment.objective.schedules
         return all(weight >= 0.999 * max(schedules[name](s) for s in later) for name, weight in weights.items())
 
