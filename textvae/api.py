@@ -17,7 +17,7 @@ from textvae.generation.search import generate
 from textvae.latent.divergences import kl
 from textvae.model import SequenceVAE
 from textvae.recipe import Generation, Recipe
-from textvae.text import corpora, encoding, tokenizers
+from textvae.text import corpora, encoding, grammar, tokenizers
 from textvae.text.batching import ListStore, TokenStore, collate, evaluation_batches
 from textvae.types import Batch, Tokenizer
 
@@ -239,6 +239,9 @@ class TextVAE:
             references=references,
             reconstruct=lambda: self.reconstruct(references),
         )
+        if recipe.data.grammar is not None:
+            # What the best possible model reaches, in nats a sentence.
+            result["corpus_entropy"] = grammar.entropy()
         return {"split": split, **result}
 
     def _batches(self, texts: Sequence[str]) -> Iterator[tuple[Any, Batch]]:
@@ -250,6 +253,9 @@ class TextVAE:
         return Batch(*(tensor.to(self.device) for tensor in batch))
 
     def _settings(self, options: dict[str, Any]) -> Generation:
+        if options.get("method", "sample") != "sample":
+            # The recipe's temperature and truncation are of its own method, sampling, and say nothing of another.
+            options = {"temperature": 1.0, "top_k": None, "top_p": None, **options}
         return recipe_file.with_options(self.recipe.generation, options, "generation")
 
     def _generator(self, seed: int | None) -> torch.Generator:

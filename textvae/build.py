@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import torch
 from torch import nn
 
 from textvae.errors import RecipeError, UserError
@@ -21,7 +22,7 @@ from textvae.optimizers import OPTIMIZERS
 from textvae.recipe import Recipe, Section
 from textvae.registry import Registry, takes_positional
 from textvae.schedules import DECAYS, RATES, SCHEDULES, Constant, Horizon
-from textvae.text.noise import WordDropout
+from textvae.text.noise import NOISES, Chain, Vocabulary, WordDropout
 from textvae.text.tokenizers import TOKENIZERS
 from textvae.types import Schedule, Tokenizer
 
@@ -34,6 +35,7 @@ FAMILIES: Mapping[str, Registry] = {
     "model.posterior": POSTERIORS,
     "model.prior": PRIORS,
     "model.initialization": INITIALIZATIONS,
+    "model.noise": NOISES,
     "objective.reconstruction": RECONSTRUCTIONS,
     "objective.*": DIVERGENCES,
     "objective.*.weight": SCHEDULES,
@@ -48,7 +50,7 @@ def problems(recipe: Recipe, *, trust_code: bool = True) -> list[str]:
     found = []
     for path, registry, options in _sections(recipe):
         found += registry.problems(options, path, trust_code=trust_code)
-    return found or _combinations(recipe)
+    return found or [*_combinations(recipe), *_tried(recipe, trust_code)]
 
 
 def check(recipe: Recipe, source: str = "recipe", *, trust_code: bool = True) -> None:
@@ -73,6 +75,8 @@ def _sections(recipe: Recipe) -> Iterator[tuple[str, Registry, dict[str, Any]]]:
         plain |= {"model.encoder": model.encoder, "model.posterior": model.posterior, "model.prior": model.prior}
     if training.decay is not None:
         plain["training.decay"] = training.decay
+    for number, noise in enumerate(model.noise):
+        yield f"model.noise.{number}", NOISES, noise.as_dict()
     for path, section in plain.items():
         yield path, FAMILIES[path], section.as_dict()
     for name, term in recipe.objective.terms.items():
@@ -93,6 +97,45 @@ def _combinations(recipe: Recipe) -> list[str]:
             f"({hidden_dim}) equals model.embedding_dim ({model.embedding_dim})"
         )
     return found
+
+
+def _tried(recipe: Recipe, trust_code: bool) -> list[str]:
+    """What posterior, prior and terms say of each other when they meet, tried on a few latents of few dimensions."""
+    model = recipe.model
+    kinds = (model.posterior.kind, model.prior.kind)
+    if not model.latent_dim or any("." in kind for kind in kinds):
+        return []
+    dimensions, features = min(model.latent_dim, 4), 8
+    path, found = "model.posterior", []
+    # The caller's random state stays as it was.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        try:
+            posterior_of = POSTERIORS.build(model.posterior.as_dict(), features, dimensions, path=path)
+            posterior = posterior_of(torch.randn(8, features))
+            z = sample(posterior, 1)
+            path = "model.prior"
+            prior_of = PRIORS.build(model.prior.as_dict(), dimensions, path=path)
+            if hasattr(prior_of, "attach"):
+                prior_of.attach(posterior_of, features)
+            prior = prior_of()
+        except (ValueError, ImportError) as error:
+            return [_at_path(path, error)]
+        for name, term in recipe.objective.terms.items():
+            if "." in term.kind:
+                continue
+            path = f"objective.{name}"
+            options = {key: value for key, value in term.as_dict().items() if key != "weight"}
+            shape = (dimensions,) if takes_positional(DIVERGENCES.resolve(term.kind)) else ()
+            try:
+                DIVERGENCES.build(options, *shape, path=path)(posterior, prior, z)
+            except ValueError as error:
+                found.append(_at_path(path, error))
+    return found
+
+
+def _at_path(path: str, error: Exception) -> str:
+    return str(error) if str(error).startswith(("model.", "objective.")) else f"{path}: {error}"
 
 
 def _options(section: Section) -> dict[str, Any]:
@@ -128,6 +171,14 @@ def build_model(recipe: Recipe, tokenizer: Tokenizer, *, trust_code: bool = True
             "prior": build("model.prior", config.prior, config.latent_dim),
             "draw": sample,
         }
+        if hasattr(parts["prior"], "attach"):
+            parts["prior"].attach(parts["posterior"], encoder.feature_dim)
+        if config.noise:
+            known = Vocabulary(vocabulary, tokenizer.pad_id, tokenizer.bos_id, tokenizer.eos_id, tokenizer.unk_id)
+            parts["noise"] = Chain(
+                NOISES.build(noise.as_dict(), known, path=f"model.noise.{number}", trust_code=trust_code)
+                for number, noise in enumerate(config.noise)
+            )
     model = SequenceVAE(
         latent_dim=config.latent_dim,
         decoder_embedding=embedding,

@@ -85,6 +85,10 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--split", default="test", help="train, validation or test (test)")
     evaluate.add_argument("--seed", type=int, default=0, help="of all draws (0)")
 
+    parts = _command(commands, "parts", _parts, "list what a recipe can name: kinds, options, papers")
+    parts.add_argument("family", nargs="?", help="a family or key path, as schedule or objective.* (all)")
+    parts.add_argument("--json", action="store_true", help="one JSON object a line")
+
     recipe = commands.add_parser("recipe", help="check and describe recipes")
     actions = recipe.add_subparsers(title="actions", required=True, metavar="ACTION")
     check = _command(actions, "check", _check, "say everything that is wrong with a recipe")
@@ -189,6 +193,17 @@ def _evaluate(options: argparse.Namespace) -> None:
     width = max(len(name) for name in result)
     for name, value in result.items():
         print(f"{name:<{width}}  {f'{value:.4f}' if isinstance(value, float) else value}")
+
+
+def _parts(options: argparse.Namespace) -> None:
+    from textvae.build import FAMILIES
+    from textvae.parts import parts, table
+
+    rows = parts(FAMILIES, options.family)
+    if options.json:
+        _print(options, rows, str)
+    else:
+        sys.stdout.write(table(rows, meanings=options.family is not None) + "\n")
 
 
 def _check(options: argparse.Namespace) -> None:

@@ -29,6 +29,7 @@ class SequenceVAE(nn.Module):
         decoder: `start` and `forward` as in `textvae.nets.decoders`.
         output: hidden states to log-probabilities.
         word_dropout: noise on the decoder's inputs.
+        noise: noise on what the encoder reads, Batch -> Batch.
         draw: draws z (S, B, D) from a posterior, with noise (S, B, D) given or not.
     """
 
@@ -40,6 +41,7 @@ class SequenceVAE(nn.Module):
         decoder: nn.Module,
         output: nn.Module,
         word_dropout: nn.Module,
+        noise: nn.Module | None = None,
         encoder_embedding: nn.Embedding | None = None,
         encoder: nn.Module | None = None,
         posterior: nn.Module | None = None,
@@ -57,6 +59,7 @@ class SequenceVAE(nn.Module):
         self.decoder: Any = decoder
         self.output: Any = output
         self.word_dropout = word_dropout
+        self.noise = noise
         self.draw = draw
 
     def encode(self, batch: Batch) -> Distribution:
@@ -67,6 +70,8 @@ class SequenceVAE(nn.Module):
         """
         if self.encoder is None or self.encoder_embedding is None or self.posterior is None:
             raise ValueError("a language model (latent_dim 0) has no posterior to encode into")
+        if self.noise is not None:
+            batch = self.noise(batch)
         embedded = self.encoder_embedding(batch.targets)  # (B, T, E)
         posterior: Distribution = self.posterior(self.encoder(embedded, batch.lengths))
         return posterior

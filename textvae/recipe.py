@@ -128,6 +128,9 @@ class Model(Frozen):
     share_embeddings: bool = Field(default=False, description="one embedding table for encoder and decoder")
     tie_output: bool = Field(default=False, description="the output matrix is the decoder's embedding table")
     word_dropout: Share = Field(default=0.0, description="share of the decoder's input words replaced by <unk>")
+    noise: list[Section] = Field(
+        default_factory=list, description="on the encoder's input words, in training only: the decoder denoises"
+    )
     initialization: Annotated[Section, defaults_to("default")] = section("default")
 
 

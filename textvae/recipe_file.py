@@ -150,6 +150,9 @@ def json_schema(families: Mapping[str, Registry]) -> dict[str, Any]:
         parent, _, name = path.rpartition(".")
         owner = definitions[parent.capitalize()] if parent else schema
         section = _section_schema(registry)
+        if owner["properties"][name].get("type") == "array":
+            owner["properties"][name]["items"] = section
+            continue
         optional = {"type": "null"} in owner["properties"][name].get("anyOf", [])
         owner["properties"][name] = {"anyOf": [*section["anyOf"], {"type": "null"}]} if optional else section
     for name in ("Section", "Term"):

@@ -10,16 +10,17 @@ from textvae.nets.output import SoftmaxOutput
 
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("even", [True, False], ids=["equal row gradients", "unequal row gradients"])
-@pytest.mark.parametrize("piece", [1, 7, 1000])
-def test_log_probabilities_and_gradients_equal_cross_entropy(bias, even, piece, monkeypatch):
+@pytest.mark.parametrize(("piece", "smoothing"), [(1, 0.0), (7, 0.0), (1000, 0.0), (7, 0.1)])
+def test_log_probabilities_and_gradients_equal_cross_entropy(bias, even, piece, smoothing, monkeypatch):
     monkeypatch.setattr(output_module, "PIECE_ELEMENTS", 50 * piece)
     torch.manual_seed(0)
-    layer = SoftmaxOutput(6, 50, bias=bias).double()
+    layer = SoftmaxOutput(6, 50, bias=bias, label_smoothing=smoothing).double()
     hidden = torch.randn(40, 6, dtype=torch.float64, requires_grad=True)
     targets = torch.randint(0, 50, (40,))
     upstream = torch.full((40,), 0.3, dtype=torch.float64) if even else torch.randn(40, dtype=torch.float64)
     inputs = [hidden, *layer.parameters()]
-    reference = -F.cross_entropy(F.linear(hidden, layer.weight, layer.bias), targets, reduction="none")
+    logits = F.linear(hidden, layer.weight, layer.bias)
+    reference = -F.cross_entropy(logits, targets, reduction="none", label_smoothing=smoothing)
     ours = layer(hidden, targets)
     torch.testing.assert_close(ours, reference)
     torch.testing.assert_close(
@@ -27,6 +28,8 @@ def test_log_probabilities_and_gradients_equal_cross_entropy(bias, even, piece, 
     )
     with torch.no_grad():
         torch.testing.assert_close(layer(hidden, targets), reference)
+        plain = -F.cross_entropy(logits, targets, reduction="none")
+        torch.testing.assert_close(layer.eval()(hidden, targets), plain)
 
 
 def test_extreme_logits_stay_finite_and_exact():

@@ -177,11 +177,14 @@ def _mutual_information(found: _Pass, *, at_most: int) -> float:
 def _active_units(found: _Pass) -> int:
     if not found.posteriors:
         return 0
-    return latents.active_units(torch.cat([posterior.mean for posterior in found.posteriors]))
+    with torch.inference_mode():
+        return latents.active_units(torch.cat([posterior.mean for posterior in found.posteriors]))
 
 
 def _kl_by_dimension(found: _Pass) -> list[float] | None:
     if found.prior is None:
         return []
-    by_dimension = latents.kl_by_dimension(found.posteriors, found.prior)
+    # A learned prior's parameters would ask autograd to keep the pass's tensors, which have none.
+    with torch.inference_mode():
+        by_dimension = latents.kl_by_dimension(found.posteriors, found.prior)
     return None if by_dimension is None else [round(value, 4) for value in by_dimension.tolist()]

@@ -1,4 +1,8 @@
-"""Divergences between the posterior and the prior; each sees distributions and samples, nothing else."""
+"""Divergences between the posterior and the prior; each sees distributions and samples, nothing else.
+
+Here are those of each sentence's own posterior, with a closed form between Gaussians; `wasserstein`,
+`information` and `critics` hold the others. The registry of all of them is at the foot of this file.
+"""
 
 from __future__ import annotations
 
@@ -13,13 +17,30 @@ from textvae.distributed import gather_rows
 from textvae.registry import Registry
 
 
+def diagonal_gaussian(distribution: Distribution) -> Normal | None:
+    """Returns the Normal of each dimension, batch (.., D), where the distribution is a diagonal Gaussian; else None."""
+    base = distribution.base_dist if isinstance(distribution, Independent) else None
+    return base if isinstance(base, Normal) and len(distribution.event_shape) == 1 else None
+
+
+def draw(prior: Distribution, *shape: int) -> Tensor:
+    """Returns draws from the prior, (*shape, D), through which a learned prior gets gradients where it can."""
+    size = torch.Size(shape)
+    return prior.rsample(size) if prior.has_rsample else prior.sample(size)
+
+
+def shown(distribution: Distribution) -> str:
+    """Returns what a message calls a distribution."""
+    return type(distribution.base_dist if isinstance(distribution, Independent) else distribution).__name__
+
+
 def kl_by_dimension(posterior: Distribution, prior: Distribution) -> Tensor | None:
     """Returns KL(q_d || p_d), (B, D) nats, where both are diagonal Gaussians; else None.
 
     KL(N(m, s^2) || N(n, t^2)) = log t/s + (s^2 + (m - n)^2) / 2 t^2 - 1/2.
     """
-    q, p = (d.base_dist if isinstance(d, Independent) else None for d in (posterior, prior))
-    if not isinstance(q, Normal) or not isinstance(p, Normal):
+    q, p = diagonal_gaussian(posterior), diagonal_gaussian(prior)
+    if q is None or p is None:
         return None
     ratio = (q.scale / p.scale).square()
     return 0.5 * (ratio + ((q.loc - p.loc) / p.scale).square() - 1 - ratio.log())
@@ -40,6 +61,24 @@ def kl(posterior: Distribution, prior: Distribution, z: Tensor) -> Tensor:
         return kl_divergence(posterior, prior)
     except NotImplementedError:
         return (posterior.log_prob(z) - prior.log_prob(z)).mean(0)
+
+
+def reverse_kl(posterior: Distribution, prior: Distribution, z: Tensor) -> Tensor:
+    """Returns KL(p(z) || q(z|x)), (B,) nats: in closed form where torch knows it, else from draws of the prior.
+
+    Args:
+        posterior: q(z|x), batch (B,).
+        prior: p(z); where it cannot be drawn from with gradients, it learns from its density alone.
+        z: (S, B, D); tells how many draws a sentence stand in where there is no closed form.
+    """
+    diagonal = kl_by_dimension(prior, posterior)
+    if diagonal is not None:
+        return diagonal.sum(-1)
+    try:
+        return kl_divergence(prior, posterior)
+    except NotImplementedError:
+        p = draw(prior, *z.shape[:2])  # (S, B, D)
+        return (prior.log_prob(p) - posterior.log_prob(p)).mean(0)
 
 
 class KL:
@@ -80,76 +119,124 @@ class KL:
         return mean.clamp_min(self.free_nats / mean.shape[0]).sum()
 
 
-class MMD:
-    """Squared maximum mean discrepancy between the aggregate posterior and the prior.
+class ReverseKL:
+    """KL(p(z) || q(z|x)): large where the prior has mass that the posterior lacks.
 
-    MMD^2 = E k(z, z') + E k(p, p') - 2 E k(z, p) over pairs z != z', p != p', with z from q(z) and as many
-    p from the prior: unbiased, so that it can fall below 0 (Gretton 2012, equation 3; Tolstikhin 2018,
-    arXiv 1711.01558, algorithm 2). The rows of all processes enter.
-
-    Args:
-        kernel: "imq": sum over c of C / (C + |x - y|^2), "gaussian": sum over c of exp(-|x - y|^2 / C), with
-            C = c * 2 D (the mean squared distance of two draws from N(0, I)).
-        scales: the c; several make the test sensitive near and far.
+    Exact between Gaussians; elsewhere unbiased, from as many draws of the prior as z has.
     """
 
-    unit: ClassVar[str] = "kernel units"
-
-    def __init__(
-        self,
-        *,
-        kernel: Literal["imq", "gaussian"] = "imq",
-        scales: Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=1)] = [  # noqa: B006
-            0.1,
-            0.2,
-            0.5,
-            1.0,
-            2.0,
-            5.0,
-            10.0,
-        ],
-    ) -> None:
-        self.kernel = kernel
-        self.scales = tuple(scales)
+    unit: ClassVar[str] = "nats"
 
     def __call__(self, posterior: Distribution, prior: Distribution, z: Tensor) -> Tensor:
-        """Returns (), in kernel units; 0 for a batch of one sentence, which has no pairs."""
-        z = gather_rows(z[0])  # (B, D), one draw a sentence
-        if len(z) < 2:
-            return z.sum() * 0.0
-        p = prior.sample(torch.Size([len(z)]))  # (B, D)
-        return mmd(z, p, self._kernel)
-
-    def _kernel(self, squared: Tensor, dimensions: int) -> Tensor:
-        result = torch.zeros_like(squared)
-        for scale in self.scales:
-            constant = 2.0 * dimensions * scale
-            if self.kernel == "imq":
-                result = result + constant / (constant + squared)
-            else:
-                result = result + torch.exp(-squared / constant)
-        return result
+        """Returns (B,) nats."""
+        return reverse_kl(posterior, prior, z)
 
 
-def mmd(z: Tensor, p: Tensor, kernel: object) -> Tensor:
-    """Returns the unbiased squared MMD, (), between rows z (B, D) and p (B, D).
+class Jeffreys:
+    """KL(q || p) + KL(p || q), the symmetric sum of both directions (Jeffreys 1946), not halved.
+
+    Exact between Gaussians; elsewhere unbiased, from the draws of q and as many of p.
+    """
+
+    unit: ClassVar[str] = "nats"
+
+    def __call__(self, posterior: Distribution, prior: Distribution, z: Tensor) -> Tensor:
+        """Returns (B,) nats."""
+        return kl(posterior, prior, z) + reverse_kl(posterior, prior, z)
+
+
+class Renyi:
+    """The Renyi divergence of order alpha between diagonal Gaussians, in closed form.
+
+    D_alpha(q || p) = log E_p (q / p)^alpha / (alpha - 1). With r = s^2 / t^2 and v = 1 + (1 - alpha)(r - 1):
+    sum over dimensions of -log(r) / 2 + log(v) / (2 (1 - alpha)) + alpha (m - n)^2 / (2 t^2 v).
 
     Args:
-        z: draws from one distribution.
-        p: as many draws from the other.
-        kernel: (squared distances, D) -> kernel values.
+        alpha: the order; 1 is the KL, and the divergence grows with it. Above 1 it is infinite where
+            s^2 >= t^2 alpha / (alpha - 1), which is an error (and asks the device at every step).
+
+    References:
+        van Erven & Harremoes 2014, arXiv 1206.2459; Li & Turner 2016, arXiv 1602.02311.
     """
-    assert callable(kernel)
-    count, dimensions = z.shape
-    off_diagonal = 1.0 - torch.eye(count, dtype=z.dtype, device=z.device)
-    within = kernel(_squared_distances(z, z), dimensions) + kernel(_squared_distances(p, p), dimensions)
-    between = kernel(_squared_distances(z, p), dimensions)
-    return (within * off_diagonal).sum() / (count * (count - 1)) - 2.0 * between.mean()
+
+    unit: ClassVar[str] = "nats"
+
+    def __init__(self, *, alpha: Annotated[float, Field(gt=0)] = 0.5) -> None:
+        self.alpha = alpha
+
+    def __call__(self, posterior: Distribution, prior: Distribution, z: Tensor) -> Tensor:
+        """Returns (B,) nats.
+
+        Raises:
+            ValueError: a distribution that is no diagonal Gaussian, or an infinite divergence.
+        """
+        q, p = diagonal_gaussian(posterior), diagonal_gaussian(prior)
+        if q is None or p is None:
+            name, other = ("posterior", posterior) if q is None else ("prior", prior)
+            raise ValueError(
+                f"renyi has a closed form only between diagonal Gaussians; the {name} is {shown(other)}. Use kind: kl"
+            )
+        if self.alpha == 1:
+            return kl(posterior, prior, z)
+        ratio = (q.scale / p.scale).square()
+        excess = (1 - self.alpha) * (ratio - 1)  # v - 1
+        if self.alpha > 1 and bool((excess <= -1).any()):
+            raise ValueError(
+                f"renyi with alpha {self.alpha:g} is infinite: a posterior variance reached alpha / (alpha - 1) = "
+                f"{self.alpha / (self.alpha - 1):g} times the prior's. Use an alpha of at most 1"
+            )
+        shift = self.alpha * ((q.loc - p.loc) / p.scale).square() / (1 + excess)
+        return 0.5 * (shift - ratio.log() + excess.log1p() / (1 - self.alpha)).sum(-1)
 
 
-def _squared_distances(x: Tensor, y: Tensor) -> Tensor:
-    # By differences: |x|^2 + |y|^2 - 2xy loses the small distances that a kernel cares about most.
-    return (x[:, None] - y[None]).square().sum(-1)
+class RateFloor:
+    """|KL - C|: holds the rate KL(q(z|x) || p(z)) at C nats, from below and from above.
+
+    Args:
+        nats: C. At q = p the term is C, not 0.
+        per: "batch": the mean rate over all processes' sentences is held, and a long sentence may use more of it
+            than a short one. "sentence": each sentence's own.
+
+    References:
+        Burgess 2018, arXiv 1804.03599, equation 8.
+    """
+
+    unit: ClassVar[str] = "nats"
+
+    def __init__(
+        self, *, nats: Annotated[float, Field(ge=0)] = 5.0, per: Literal["batch", "sentence"] = "batch"
+    ) -> None:
+        self.nats = nats
+        self.per = per
+
+    def __call__(self, posterior: Distribution, prior: Distribution, z: Tensor) -> Tensor:
+        """Returns () nats, or (B,) where each sentence's rate is held."""
+        rate = kl(posterior, prior, z)  # (B,)
+        if self.per == "batch":
+            rate = gather_rows(rate).mean()
+        return (rate - self.nats).abs()
 
 
-DIVERGENCES = Registry("divergence", {"kl": KL, "mmd": MMD}, default="kl")
+# Names, not classes, where a module imports this one.
+DIVERGENCES = Registry(
+    "divergence",
+    {
+        "kl": KL,
+        "reverse_kl": ReverseKL,
+        "jeffreys": Jeffreys,
+        "renyi": Renyi,
+        "rate_floor": RateFloor,
+        "mmd": "textvae.latent.wasserstein:MMD",
+        "w2": "textvae.latent.wasserstein:GaussianW2",
+        "sliced_wasserstein": "textvae.latent.wasserstein:SlicedWasserstein",
+        "max_sliced_wasserstein": "textvae.latent.wasserstein:MaxSlicedWasserstein",
+        "sinkhorn": "textvae.latent.wasserstein:Sinkhorn",
+        "total_correlation": "textvae.latent.information:TotalCorrelation",
+        "mutual_information": "textvae.latent.information:MutualInformationReward",
+        "log_variance": "textvae.latent.information:LogVariancePenalty",
+        "dispersion": "textvae.latent.information:Dispersion",
+        "wasserstein_critic": "textvae.latent.critics:WassersteinCritic",
+        "adversarial": "textvae.latent.critics:Adversarial",
+    },
+    default="kl",
+)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
 from textvae.registry import Registry
@@ -22,10 +23,20 @@ class SoftmaxOutput(nn.Module):
         hidden_dim: H.
         vocabulary: V.
         bias: whether there is a b.
+        label_smoothing: epsilon; in training (1 - epsilon) log p(token) + epsilon mean_v log p(v) stands for
+            log p(token) (Szegedy 2016, arXiv 1512.00567, section 7). In evaluation nothing is smoothed.
     """
 
-    def __init__(self, hidden_dim: int, vocabulary: int, *, bias: bool = True) -> None:
+    def __init__(
+        self,
+        hidden_dim: int,
+        vocabulary: int,
+        *,
+        bias: bool = True,
+        label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0,
+    ) -> None:
         super().__init__()
+        self.label_smoothing = label_smoothing
         self.weight = nn.Parameter(torch.empty(vocabulary, hidden_dim))
         self.bias = nn.Parameter(torch.zeros(vocabulary)) if bias else None
         nn.init.uniform_(self.weight, -(hidden_dim**-0.5), hidden_dim**-0.5)
@@ -39,23 +50,29 @@ class SoftmaxOutput(nn.Module):
         if torch.is_autocast_enabled(hidden.device.type):
             hidden = hidden.to(torch.get_autocast_dtype(hidden.device.type))
         piece = max(1, PIECE_ELEMENTS // self.weight.shape[0])
+        smoothing = self.label_smoothing if self.training else 0.0
         if torch.is_grad_enabled() and (hidden.requires_grad or self.weight.requires_grad):
             if hidden.is_cuda:
                 # The fused form asks for a value in its backward pass, which would stop the device.
-                return -F.cross_entropy(F.linear(hidden, self.weight, self.bias).float(), targets, reduction="none")
-            result: Tensor = _LogProbability.apply(hidden, self.weight, self.bias, targets, piece)  # type: ignore[no-untyped-call]
+                logits = F.linear(hidden, self.weight, self.bias).float()
+                return -F.cross_entropy(logits, targets, reduction="none", label_smoothing=smoothing)
+            result: Tensor = _LogProbability.apply(hidden, self.weight, self.bias, targets, piece, smoothing)  # type: ignore[no-untyped-call]
             return result
         weight, bias = self.weight.to(hidden.dtype), None if self.bias is None else self.bias.to(hidden.dtype)
         return torch.cat(
-            [_log_probability(h, weight, bias, t)[0] for h, t in zip(hidden.split(piece), targets.split(piece))]
+            [_log_probability(h, weight, bias, t, smoothing)[0] for h, t in zip(hidden.split(piece), targets.split(piece))]
         )
 
 
-def _log_probability(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """(n,) log p(target) in float32 or float64, and the (n, V) probabilities of all tokens."""
+def _log_probability(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, smoothing: float
+) -> tuple[Tensor, Tensor]:
+    """(n,) log p(target), smoothed, in float32 or float64, and the (n, V) probabilities of all tokens."""
     logits = F.linear(hidden, weight, bias)
     wide = torch.float64 if logits.dtype == torch.float64 else torch.float32
     chosen = logits.gather(1, targets[:, None]).squeeze(1).to(wide)
+    if smoothing:
+        chosen = (1 - smoothing) * chosen + smoothing * logits.mean(1, dtype=wide)
     top = logits.amax(1).to(wide)
     probabilities = torch.softmax(logits, dim=-1, dtype=wide)
     # log sum exp(logits) = max logit - log max p: exact to rounding, since max p is at least 1 / V, and
@@ -74,10 +91,10 @@ class _LogProbability(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, piece: int
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, piece: int, smoothing: float
     ) -> Tensor:
-        ctx.piece = piece
-        log_p, *gradients = _with_gradients(hidden, weight, bias, targets, None, piece)
+        ctx.piece, ctx.smoothing = piece, smoothing
+        log_p, *gradients = _with_gradients(hidden, weight, bias, targets, None, piece, smoothing)
         ctx.save_for_backward(hidden, weight, bias, targets, *gradients)
         return log_p
 
@@ -87,13 +104,19 @@ class _LogProbability(torch.autograd.Function):
         first = gradient[:1]
         if bool((gradient == first).all()):
             scaled = [None if g is None else g * first.to(g.dtype) for g in (hidden_grad, weight_grad, bias_grad)]
-            return scaled[0], scaled[1], scaled[2], None, None
-        _, *gradients = _with_gradients(hidden, weight, bias, targets, gradient, ctx.piece)
-        return gradients[0], gradients[1], gradients[2], None, None
+            return scaled[0], scaled[1], scaled[2], None, None, None
+        _, *gradients = _with_gradients(hidden, weight, bias, targets, gradient, ctx.piece, ctx.smoothing)
+        return gradients[0], gradients[1], gradients[2], None, None, None
 
 
 def _with_gradients(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, scale: Tensor | None, piece: int
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    scale: Tensor | None,
+    piece: int,
+    smoothing: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """log p (N,) and the gradients of sum_i scale_i log p_i (scale 1 where None) by hidden, weight and bias."""
     narrow = weight.to(hidden.dtype)
@@ -104,10 +127,12 @@ def _with_gradients(
     bias_grad = None if bias is None else torch.zeros_like(bias)
     for begin in range(0, len(targets), piece):
         rows = slice(begin, begin + piece)
-        part, residual = _log_probability(hidden[rows], narrow, narrow_bias, targets[rows])
+        part, residual = _log_probability(hidden[rows], narrow, narrow_bias, targets[rows], smoothing)
         log_p.append(part)
         # -d log p(y) / d logits = softmax - onehot(y); the sign is turned on the small results.
-        residual[torch.arange(len(part), device=part.device), targets[rows]] -= 1
+        if smoothing:
+            residual -= smoothing / residual.shape[1]
+        residual[torch.arange(len(part), device=part.device), targets[rows]] -= 1 - smoothing
         if scale is not None:
             residual.mul_(scale[rows, None])
         if bias_grad is not None:

@@ -1,7 +1,7 @@
 """Noise on token ids: modules that act in training and stand aside under `.eval()`.
 
 WordDropout is for the decoder's inputs. The others are for what the encoder reads, of which the decoder
-rebuilds the clean sentence (denoising; Shen 2020, arXiv 1905.12777, section 4). There a word is a token
+rebuilds the clean sentence (denoising; Shen 2020, arXiv 1905.12777). There a word is a token
 that is neither <s> nor </s> nor <pad>. All draw from torch's global random state, as dropout does.
 """
 
@@ -56,11 +56,12 @@ class WordDropout(nn.Module):
 
 
 class Delete(nn.Module):
-    """Deletes a share of the words; the rest moves up (Shen 2020, arXiv 1905.12777, section 4).
+    """Deletes a share of the words; the rest moves up (Shen 2020, arXiv 1905.12777).
 
     Args:
         vocabulary: the tokenizer's.
-        rate: the chance of each word to be deleted; a sentence that loses all keeps <s> and </s>.
+        rate: the chance of each word to be deleted, 0.3 in the published DAAE; a sentence that loses all words
+            keeps <s> and </s>.
     """
 
     def __init__(self, vocabulary: Vocabulary, *, rate: Share = 0.3) -> None:
@@ -81,7 +82,7 @@ class Delete(nn.Module):
 
 
 class Blank(nn.Module):
-    """Puts <unk> in the place of a share of the words (Shen 2020, arXiv 1905.12777, section 4).
+    """Puts <unk> in the place of a share of the words (Shen 2020, arXiv 1905.12777).
 
     Args:
         vocabulary: the tokenizer's; it must have <unk>.
@@ -103,7 +104,7 @@ class Blank(nn.Module):
 
 
 class Substitute(nn.Module):
-    """Puts random words in the place of a share of the words (Shen 2020, arXiv 1905.12777, section 4).
+    """Puts random words in the place of a share of the words (Shen 2020, arXiv 1905.12777).
 
     Args:
         vocabulary: the tokenizer's. Drawn are all ids but the special ones, each as likely, the word's own too.

@@ -18,7 +18,7 @@ from textvae.recipe import Recipe
 from textvae.recipe_file import dump
 from textvae.recipe_file import load as load_recipe
 from textvae.schedules import DECAYS, RATES, Horizon, Plateau
-from textvae.text import corpora, encoding, tokenizers
+from textvae.text import corpora, encoding, grammar, tokenizers
 from textvae.text.batching import Batches, StreamBatches, TokenStore
 from textvae.training.critics import optimizers
 from textvae.types import Schedule, Tokenizer
@@ -117,7 +117,7 @@ def prepare(recipe: Recipe, folder: Path, accelerator: Accelerator, *, resume: b
         base_rates=base_rates,
         critics=critics,
         term_parameters=objective.trained_with_the_model(),
-        notes=_notes(corpus, encoded, tokenizer, model),
+        notes=_notes(recipe, corpus, encoded, tokenizer, model),
         position=position,
     )
 
@@ -196,7 +196,7 @@ def _horizon(recipe: Recipe, steps_per_epoch: int | None) -> Horizon:
 
 
 def _notes(
-    corpus: corpora.Corpus, encoded: encoding.EncodedCorpus, tokenizer: Tokenizer, model: SequenceVAE
+    recipe: Recipe, corpus: corpora.Corpus, encoded: encoding.EncodedCorpus, tokenizer: Tokenizer, model: SequenceVAE
 ) -> list[str]:
     """Lines that say what was read and what was left out."""
     sizes = [
@@ -208,6 +208,10 @@ def _notes(
         f"corpus: {', '.join(sizes)} sentences; vocabulary {len(tokenizer):,}; {parameters:,} parameters",
         *corpus.notes,
     ]
+    if recipe.data.grammar is not None:
+        lines.append(
+            f"the corpus's entropy, the lowest NLL any model can reach: {grammar.entropy():.3f} nats a sentence"
+        )
     for part, reasons in encoded.dropped.items():
         counts = ", ".join(f"{count:,} {reason}" for reason, count in reasons.items() if count)
         if counts:
