@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from textvae.latent.divergences import KL, MMD
+from textvae.latent.divergences import KL
 from textvae.latent.posteriors import GaussianPosterior, sample
 from textvae.latent.priors import StandardNormal
+from textvae.latent.wasserstein import MMD
 from textvae.model import SequenceVAE
 from textvae.nets.decoders import RecurrentDecoder
 from textvae.nets.encoders import RecurrentEncoder

@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,28 @@ def load_weights(model: nn.Module, path: Path) -> None:
     Raises:
         CheckpointError: missing, truncated or altered file, or one of another model.
     """
+    _copy(_read_weights(path), _unique_state(model), path)
+
+
+def load_part(model: nn.Module, path: Path, part: Sequence[str]) -> None:
+    """Reads some modules' parameters and buffers of what `save_weights` wrote into `model`, and leaves the rest.
+
+    Args:
+        model: where they go.
+        path: the file of weights.
+        part: names of the modules.
+
+    Raises:
+        CheckpointError: missing, truncated or altered file, or modules of other shapes.
+    """
+
+    def chosen(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {name: tensor for name, tensor in tensors.items() if name.split(".")[0] in part}
+
+    _copy(chosen(_read_weights(path)), chosen(_unique_state(model)), path)
+
+
+def _read_weights(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise CheckpointError(f"{path}: is missing; the run has no weights yet")
     try:
@@ -52,7 +74,10 @@ def load_weights(model: nn.Module, path: Path) -> None:
         raise CheckpointError(f"{path}: is damaged or no safetensors file ({error})") from error
     if metadata.get("sha256") != _digest(tensors):
         raise CheckpointError(f"{path}: its content does not match its checksum; the file is damaged")
-    expected = _unique_state(model)
+    return tensors
+
+
+def _copy(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: Path) -> None:
     wrong = sorted(set(expected) ^ set(tensors)) + sorted(
         name for name in set(expected) & set(tensors) if expected[name].shape != tensors[name].shape
     )

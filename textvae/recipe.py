@@ -169,6 +169,28 @@ class Objective(Frozen):
         return {**rest, "terms": terms}
 
 
+class StartFrom(Frozen):
+    """A finished run whose parameters this training starts from; the rest start as `model.initialization` says.
+
+    Encoder alone is the second half of autoencoder pretraining (Li 2019, arXiv 1909.00868): the decoder starts anew.
+    """
+
+    run: str = Field(description="a run folder; relative to the recipe's file")
+    part: Literal["encoder", "all"] = "encoder"
+
+
+class Aggressive(Frozen):
+    """Several steps of the encoder for each of the decoder, until z stops gaining (He 2019, arXiv 1901.05534).
+
+    Before a step of the decoder, the encoder alone takes up to `steps` steps on batches of its own; every `window`
+    of them their mean loss is looked at, and the encoder stops when it no longer falls. It is all off for good once the
+    validation part's mutual information has fallen from one evaluation to the next.
+    """
+
+    steps: Count = Field(default=100, description="steps of the encoder at most")
+    window: Count = Field(default=15, description="steps whose mean loss is compared with that of those before")
+
+
 class Training(Frozen):
     """How the parameters are found. The batch is one optimiser step's, over all processes."""
 
@@ -178,6 +200,8 @@ class Training(Frozen):
     accumulation: Count = Field(default=1, description="pieces a batch is worked through in; changes memory only")
     max_epochs: Count | None = None
     max_steps: Count | None = None
+    start_from: StartFrom | None = Field(default=None, description="parameters of a finished run to start from")
+    aggressive: Aggressive | None = Field(default=None, description="aggressive training of the encoder")
     optimizer: Section = section("adamw", lr=1e-3)
     lr_schedule: Annotated[Section, defaults_to("constant")] = section("constant")
     decay: Annotated[Section, defaults_to("plateau")] | None = Field(
@@ -255,6 +279,10 @@ class Recipe(Frozen):
                 f"{names}: a language model (model.latent_dim: 0) has no latent to hold to a prior; "
                 "set the term to null"
             )
+        if self.model.latent_dim == 0 and self.training.aggressive is not None:
+            raise ValueError("training.aggressive: a language model (model.latent_dim: 0) has no encoder to train")
+        if self.training.aggressive is not None and self.data.streaming:
+            raise ValueError("training.aggressive: draws batches from all of the corpus, which a stream cannot give")
         if self.training.max_epochs is None and self.training.max_steps is None:
             raise ValueError("training: max_epochs or max_steps is needed, or the training has no end")
         return self

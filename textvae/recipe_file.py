@@ -297,7 +297,10 @@ def _with_absolute_paths(values: dict[str, Any], folder: Path) -> dict[str, Any]
         # A link keeps its own name: a cache's files have no endings, and the ending tells the format.
         return os.path.realpath(whole) if name in ("", ".", "..") else os.path.join(os.path.realpath(head), name)
 
-    data, tokenizer = values.get("data"), values.get("tokenizer")
+    data, tokenizer, training = values.get("data"), values.get("tokenizer"), values.get("training")
+    start = training.get("start_from") if isinstance(training, dict) else None
+    if isinstance(start, dict) and "run" in start:
+        start["run"] = absolute(start["run"])
     if isinstance(data, dict):
         if isinstance(data.get("files"), dict):
             data["files"] = {part: absolute(path) for part, path in data["files"].items()}

@@ -155,7 +155,7 @@ def test_the_aggregate_posterior_is_torchs_mixture_however_many_pairs_are_held(k
     torch.testing.assert_close(found, mixture(mean, scale).log_prob(z), rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize(("offset", "scale"), [(0.0, 1e-4), (1000.0, 0.01)])
+@pytest.mark.parametrize(("offset", "scale"), [(0.0, 1e-4), (1000.0, 0.001)])
 def test_narrow_posteriors_far_from_the_origin_cost_no_digits_that_matter(offset, scale):
     mean, _ = random_posteriors()
     mean = (mean + offset).float()  # as a model gives them
@@ -164,7 +164,7 @@ def test_narrow_posteriors_far_from_the_origin_cost_no_digits_that_matter(offset
     expected = mixture(mean.double(), scales.double()).log_prob(z.double())
     found = aggregate_log_prob([diagonal(mean, scales)], z)
     assert found.dtype == torch.float64
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
 
 def test_a_mixed_set_of_posteriors_goes_by_log_prob():
@@ -190,7 +190,7 @@ def test_a_unit_is_active_where_the_unbiased_variance_of_its_mean_is_above_a_hun
     assert active_units(means[:, :3]) == 0
 
 
-def test_float32_means_far_from_the_origin_are_counted_in_double_precision():
+def test_a_mean_far_from_the_origin_makes_no_unit_active():
     spread = 0.09 * torch.tensor([-1.0, 1.0]).repeat(500)[:, None] + 4000  # variance 0.0081
     assert active_units(spread.float()) == 0
     assert active_units((spread + 0.03 * (spread - 4000) / 0.09).float()) == 1  # 0.0144

@@ -136,10 +136,11 @@ def test_the_importance_weighted_nll_varies_from_seed_to_seed_as_its_standard_er
 
 
 def test_the_scores_of_reconstructions_are_those_of_the_texts_in_their_order():
-    reconstructions = [line.replace("cat", "dog") for line in TEXTS]
+    reconstructions = [line.replace("cat", "dog").removesuffix(" at home") for line in TEXTS]
     figures = report(build(), references=TEXTS, reconstruct=lambda: reconstructions)
     for name in TEXT:
         assert figures[name] == getattr(text, name)(reconstructions, TEXTS)
+    assert figures["bleu"] != text.bleu(TEXTS, reconstructions)
     assert 0 < figures["exact_match"] < figures["token_accuracy"] < 1
     characters = report(build(), references=TEXTS, reconstruct=lambda: reconstructions, bleu_tokenize="char")
     assert characters["bleu"] == text.bleu(reconstructions, TEXTS, tokenize="char") != figures["bleu"]

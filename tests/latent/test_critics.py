@@ -42,7 +42,9 @@ def w1_by_quantiles(q, p) -> float:
 
 
 # A finite penalty lets the slope go to 1 + W1 / (2 penalty): 50 keeps that under 2 %.
-@pytest.mark.parametrize("options", [{"constraint": "gradient_penalty", "penalty": 50.0}, {"constraint": "spectral_norm"}])
+@pytest.mark.parametrize(
+    "options", [{"constraint": "gradient_penalty", "penalty": 50.0}, {"constraint": "spectral_norm"}]
+)
 @pytest.mark.parametrize(
     ("mean", "scale", "truth"),
     [

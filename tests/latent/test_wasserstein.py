@@ -112,11 +112,11 @@ def test_sliced_wasserstein_equals_pot_along_the_same_projections(power):
 
 def test_sliced_wasserstein_of_a_shift_is_its_square_over_the_dimension():
     torch.manual_seed(0)
-    rows = torch.randn(500, 3, dtype=torch.float64)
+    rows = torch.randn(50, 3, dtype=torch.float64)
     shift = torch.tensor([1.0, -2.0, 0.5]).double()
     # The same rows, shifted: along theta the distance is (theta . shift)^2 exactly.
-    got = SlicedWasserstein(projections=20_000)(None, Fixed(rows), (rows + shift)[None])
-    error = 4 * math.sqrt(2) * float(shift.square().sum()) / 3 / math.sqrt(20_000)
+    got = SlicedWasserstein(projections=5000)(None, Fixed(rows), (rows + shift)[None])
+    error = 4 * math.sqrt(2) * float(shift.square().sum()) / 3 / math.sqrt(5000)
     assert float(got) == pytest.approx(float(shift.square().sum()) / 3, abs=error)
 
 
@@ -196,7 +196,7 @@ def entropic_cost(x, y, blur):
     x, y = x.numpy(), y.numpy()
     a, b = np.full(len(x), 1 / len(x)), np.full(len(y), 1 / len(y))
     cost = ot.dist(x, y)
-    plan = ot.sinkhorn(a, b, cost, blur, method="sinkhorn_log", numItermax=20_000, stopThr=1e-12)
+    plan = ot.sinkhorn(a, b, cost, blur, method="sinkhorn_log", numItermax=5000, stopThr=1e-9, warn=False)
     return (plan * cost).sum() + blur * (plan * np.log(np.maximum(plan, 1e-300) / np.outer(a, b))).sum()
 
 
@@ -206,26 +206,28 @@ def test_sinkhorn_divergence_equals_pot_s_plans():
     for epsilon in (0.05, 0.5):
         blur = epsilon * 2 * 3
         expected = entropic_cost(z, p, blur) - (entropic_cost(z, z, blur) + entropic_cost(p, p, blur)) / 2
-        got = float(Sinkhorn(epsilon=epsilon)(None, Fixed(p), z[None]))
+        got = float(Sinkhorn(epsilon=epsilon, iterations=500)(None, Fixed(p), z[None]))
         assert got == pytest.approx(expected, rel=1e-4)
 
 
 def test_sinkhorn_with_little_blur_agrees_with_pot_s_divergence_and_with_the_exact_cost():
     z, p = two_clouds()
     blur = 0.02
-    got = float(sinkhorn(z, p, blur, 2000))
-    assert got == pytest.approx(float(ot.bregman.empirical_sinkhorn_divergence(z.numpy(), p.numpy(), blur)), rel=0.03)
+    got = float(sinkhorn(z, p, blur, 1000))
+    theirs = ot.bregman.empirical_sinkhorn_divergence(z.numpy(), p.numpy(), blur, warn=False)
+    assert got == pytest.approx(float(theirs), rel=0.03)
     assert got == pytest.approx(ot.emd2([], [], ot.dist(z.numpy(), p.numpy())), rel=0.03)
 
 
 def test_sinkhorn_gradient_equals_finite_differences():
     z, p = two_clouds(count=8)
     z.requires_grad_()
-    (gradient,) = torch.autograd.grad(sinkhorn(z, p, 0.3, 200), z)
+    (gradient,) = torch.autograd.grad(sinkhorn(z, p, 0.3, 1000), z)
     direction = torch.randn(z.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     with torch.no_grad():
         step = 1e-5
-        numeric = (sinkhorn(z + step * direction, p, 0.3, 200) - sinkhorn(z - step * direction, p, 0.3, 200)) / step / 2
+        above, below = (sinkhorn(z + sign * step * direction, p, 0.3, 1000) for sign in (1, -1))
+    numeric = (above - below) / (2 * step)
     assert float((gradient * direction).sum()) == pytest.approx(float(numeric), rel=1e-4)
 
 
@@ -238,10 +240,11 @@ def test_sinkhorn_of_a_cloud_with_itself_is_zero_and_flat():
     assert float(x.grad.abs().max()) < 1e-9
 
 
-def test_default_iterations_are_enough_in_many_dimensions():
-    z, p = two_clouds(count=128, dimensions=32)
-    blur = 0.05 * 2 * 32
-    assert float(sinkhorn(z, p, blur, 50)) == pytest.approx(float(sinkhorn(z, p, blur, 2000)), rel=1e-3)
+@pytest.mark.parametrize("dimensions", [2, 32])
+def test_default_iterations_are_enough(dimensions):
+    z, p = two_clouds(count=128, dimensions=dimensions)
+    blur = 0.05 * 2 * dimensions
+    assert float(sinkhorn(z, p, blur, 50)) == pytest.approx(float(sinkhorn(z, p, blur, 500)), rel=1e-3)
 
 
 @pytest.mark.parametrize("divergence", [MMD(), SlicedWasserstein(), MaxSlicedWasserstein(), Sinkhorn()])
@@ -251,4 +254,4 @@ def test_learned_prior_with_reparameterised_draws_gets_a_gradient(divergence):
     prior = Independent(Normal(mean, torch.ones(3)), 1)
     divergence(None, prior, torch.randn(1, 64, 3) + torch.tensor([3.0, 0.0, 0.0])).backward()
     # Downhill is towards the posterior.
-    assert float(-mean.grad[0]) > 5 * float(mean.grad[1:].abs().max()) > 0
+    assert float(-mean.grad[0]) > 3 * float(mean.grad[1:].abs().max()) > 0

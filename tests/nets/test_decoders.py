@@ -7,7 +7,7 @@ import torch
 
 from textvae.nets.decoders import RecurrentDecoder
 
-CASES = list(itertools.product(["lstm", "gru"], [1, 3], [["state"], ["input"], ["state", "input"]]))
+CASES = list(itertools.product(["lstm", "gru"], [1, 3], [["state"], ["input"], ["state", "input"], ["output"], ["layers", "output"]]))
 
 
 @pytest.mark.parametrize(("cell", "layers", "z_to"), CASES)

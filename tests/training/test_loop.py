@@ -208,3 +208,75 @@ def test_gradients_that_are_never_finite_end_the_training_with_advice(values, tm
     broken = recipe(values, optimizer={"kind": "sgd", "lr": 1e30}, gradient_clip=None)
     with pytest.raises(UserError, match=r"training\.optimizer\.lr"):
         train(broken, tmp_path / "run", quiet=True)
+
+
+def test_an_encoder_of_another_run_starts_a_training_and_the_decoder_starts_anew(values, tmp_path):
+    first = train(recipe(values, max_steps=10), tmp_path / "first", quiet=True)
+    values["training"]["start_from"] = {"run": str(first)}
+    second = train(recipe(values, max_steps=1, optimizer={"kind": "sgd", "lr": 1e-12}), tmp_path / "second", quiet=True)
+    before, after = load_file(first / "model.safetensors"), last_weights(second)
+    for name, tensor in after.items():
+        same = torch.allclose(tensor, before[name], atol=1e-7)
+        assert same == name.startswith(("encoder", "posterior")), name
+    everything = recipe(values, start_from={"run": str(first), "part": "all"}, max_steps=1)
+    third = train(everything, tmp_path / "third", quiet=True)
+    assert rows(third, "validation")[-1]["nll_elbo"] < rows(first, "validation")[0]["nll_elbo"] + 0.5
+
+
+def test_a_start_from_other_words_is_refused(values, tmp_path):
+    first = train(recipe(values, max_steps=1), tmp_path / "first", quiet=True)
+    values["tokenizer"] = {"kind": "character"}
+    with pytest.raises(CheckpointError, match="another tokenizer"):
+        train(recipe(values, start_from={"run": str(first)}), tmp_path / "second", quiet=True)
+    with pytest.raises(CheckpointError, match="holds no run"):
+        train(recipe(values, start_from={"run": str(tmp_path / "none")}), tmp_path / "third", quiet=True)
+
+
+def test_aggressive_training_moves_the_encoder_more_and_resumes_to_the_bit(values, tmp_path):
+    values["training"].update(optimizer={"kind": "sgd", "lr": 0.05}, max_steps=6, evaluate_every=4, save_every=1)
+    values["objective"] = {"kl": {"kind": "kl"}}
+    aggressive = {"steps": 9, "window": 3}
+    plain = train(recipe(values), tmp_path / "plain", quiet=True)
+    whole = train(recipe(values, aggressive=aggressive), tmp_path / "whole", quiet=True)
+    run = tmp_path / "resumed"
+    train(recipe(values, aggressive=aggressive, max_steps=4), run, quiet=True)
+    train(recipe(values, aggressive=aggressive), run, resume=True, quiet=True)
+    assert_same(last_weights(run), last_weights(whole))
+
+    start = train(recipe(values, optimizer={"kind": "sgd", "lr": 1e-12}), tmp_path / "start", quiet=True)
+
+    def moved(end: Path, prefix: str) -> float:
+        before, after = last_weights(start), last_weights(end)
+        return sum(float((after[n] - before[n]).square().sum()) for n in after if n.startswith(prefix)) ** 0.5
+
+    assert moved(whole, "encoder.") > 1.5 * moved(plain, "encoder.")
+    assert moved(whole, "decoder.") < 1.5 * moved(plain, "decoder.")
+
+
+@pytest.mark.parametrize("kind", ["wasserstein_critic", "adversarial"])
+def test_a_critic_learns_beside_the_model_and_resumes_to_the_bit(values, tmp_path, kind):
+    values["objective"] = {"critic": {"kind": kind, "hidden_dim": 8, "weight": 1.0}}
+    whole = train(recipe(values, max_steps=8), tmp_path / "whole", quiet=True)
+    run = tmp_path / "resumed"
+    train(recipe(values, max_steps=3), run, quiet=True)
+    train(recipe(values, max_steps=8), run, resume=True, quiet=True)
+    assert_same(last_weights(run), last_weights(whole))
+    states = [torch.load(latest_checkpoint(r) / "training.pt", weights_only=True)["objective"] for r in (run, whole)]
+    assert_same(states[0], states[1])
+    assert any(name.startswith("stateful.divergence_critic") for name in states[0])
+
+
+@pytest.mark.parametrize("kind", ["pid", "geco"])
+def test_a_controller_drives_its_weight_and_resumes_to_the_bit(values, tmp_path, kind):
+    values["objective"] = {"kl": {"kind": "kl", "weight": {"kind": kind, "target": 1.0}}}
+    whole = train(recipe(values, max_steps=12), tmp_path / "whole", quiet=True)
+    run = tmp_path / "resumed"
+    train(recipe(values, max_steps=7), run, quiet=True)
+    train(recipe(values, max_steps=12), run, resume=True, quiet=True)
+    assert_same(last_weights(run), last_weights(whole))
+
+
+def test_noise_on_the_encoders_words_trains_a_denoiser(values, tmp_path):
+    values["model"]["noise"] = [{"kind": "delete", "rate": 0.2}, {"kind": "shuffle", "distance": 2}]
+    run = train(recipe(values), tmp_path / "run", quiet=True)
+    assert rows(run, "validation")[-1]["nll_elbo"] < rows(run, "validation")[0]["nll_elbo"]

@@ -32,8 +32,10 @@ class WassersteinCritic(nn.Module):
         latent_dim: D.
         hidden_dim: units a layer; even, for they work in pairs (MaxMin keeps the norm of gradients).
         layers: hidden layers.
-        constraint: "gradient_penalty": the norm of f's gradient is drawn to 1 between pairs of draws; a finite
-            penalty leaves it near 1 + W1 / (2 penalty). "spectral_norm": each layer's largest singular value is 1.
+        constraint: "gradient_penalty": `penalty` * max(0, |grad f| - 1)^2 between pairs of draws; a finite penalty
+            leaves the slope, and with it the term, too large by 1 + W1 / (2 penalty). One-sided, for drawing the
+            slope up to 1 everywhere forbids f to turn: of N(0.5, 0.3^2) against N(0, 1) the two-sided penalty saw
+            only the shift, 0.50 of 0.70. "spectral_norm": each layer's largest singular value is 1.
             "clip": the weights' absolute values are at most `clip`, so that f is K-Lipschitz for a K unknown and
             often small: the term is K W1 at best; `lipschitz` measures K.
         clip: for "clip".
@@ -42,8 +44,9 @@ class WassersteinCritic(nn.Module):
         steps: critic updates a model step.
 
     References:
-        Arjovsky 2017, arXiv 1701.07875 (dual, clip); Gulrajani 2017, arXiv 1704.00028 (gradient penalty);
-        Miyato 2018, arXiv 1802.05957 (spectral norm); Anil 2019, arXiv 1811.05381 (MaxMin).
+        Arjovsky 2017, arXiv 1701.07875 (dual, clip); Gulrajani 2017, arXiv 1704.00028 (gradient penalty); Petzka
+        2018, arXiv 1709.08894 (one-sided); Miyato 2018, arXiv 1802.05957 (spectral norm); Anil 2019, arXiv
+        1811.05381 (MaxMin).
     """
 
     unit: ClassVar[str] = "latent units"
@@ -92,7 +95,7 @@ class WassersteinCritic(nn.Module):
             (slope,) = torch.autograd.grad(self.net(between).sum(), between, create_graph=True)
             # The norm's gradient at 0 is NaN without the small number.
             norm = (slope.square().sum(-1) + 1e-12).sqrt()
-            loss = loss + self.penalty * (norm - 1).square().mean()
+            loss = loss + self.penalty * (norm - 1).clamp_min(0).square().mean()
         return loss
 
     @torch.no_grad()

@@ -115,10 +115,18 @@ class LogVariancePenalty:
     unit: ClassVar[str] = "log variance"
 
     def __call__(self, posterior: Distribution, prior: Distribution, z: Tensor) -> Tensor:
-        """Returns (B,), the sum over dimensions."""
+        """Returns (B,), the sum over dimensions.
+
+        Raises:
+            ValueError: a posterior that is no diagonal Gaussian.
+        """
         gaussian = diagonal_gaussian(posterior)
-        log_variance = posterior.variance.log() if gaussian is None else 2.0 * gaussian.scale.log()
-        return log_variance.abs().sum(-1)
+        if gaussian is None:
+            raise ValueError(
+                f"log_variance needs a variance of each dimension, which only diagonal Gaussians have; the posterior "
+                f"is {shown(posterior)}. Use model.posterior: {{kind: gaussian}}"
+            )
+        return (2.0 * gaussian.scale.log()).abs().sum(-1)
 
 
 class Dispersion:
@@ -172,7 +180,7 @@ def _log_mixture(log_density: Tensor, sentences: int | None) -> Tensor:
     total = max(sentences or batch, batch)
     if batch == 1:
         return log_density[0]
-    weights = torch.full((batch, batch), math.log1p(-1 / total) - math.log(batch - 1))
+    weights = log_density.new_full((batch, batch), math.log1p(-1 / total) - math.log(batch - 1))
     weights.fill_diagonal_(-math.log(total))
-    weights = weights.to(log_density).view(batch, batch, *[1] * (log_density.dim() - 2))
+    weights = weights.view(batch, batch, *[1] * (log_density.dim() - 2))
     return torch.logsumexp(log_density + weights, dim=0)

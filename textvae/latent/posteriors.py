@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, Normal, constraints, register_kl
 
 from textvae.distributed import gather_rows
+from textvae.errors import UserError
 from textvae.latent.flows import FlowDistribution, FlowPosterior
 from textvae.latent.vmf import UniformSphere, VonMisesFisherPosterior
 from textvae.registry import Registry
@@ -64,8 +65,8 @@ class Point(Distribution):
         return self.loc.expand(self._extended_shape(torch.Size(sample_shape)))
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Raises ValueError: there is no density."""
-        raise ValueError(_NO_DENSITY)
+        """Raises UserError: there is no density."""
+        raise UserError(_NO_DENSITY)
 
 
 _NO_DENSITY = (
@@ -77,7 +78,7 @@ _NO_DENSITY = (
 @register_kl(Point, Distribution)  # type: ignore[untyped-decorator]
 @register_kl(Point, UniformSphere)  # type: ignore[untyped-decorator]
 def _kl_point(q: Point, p: Distribution) -> Tensor:
-    raise ValueError(_NO_DENSITY)
+    raise UserError(_NO_DENSITY)
 
 
 class PointPosterior(nn.Module):
@@ -193,6 +194,9 @@ class DeltaPosterior(nn.Module):
         delta: the floor, nats a sentence.
         lowest: sigma_l / sigma_u.
 
+    Raises:
+        UserError: a floor that needs a variance below what float32 can hold, some 40 nats a dimension.
+
     References:
         Razavi 2019, arXiv 1901.03416, section 2, for independent dimensions.
     """
@@ -209,7 +213,7 @@ class DeltaPosterior(nn.Module):
         self.highest_scale = largest_scale(delta / latent_dim)
         self.lowest_scale = lowest * self.highest_scale
         if self.lowest_scale**2 < torch.finfo(torch.float32).tiny:
-            raise ValueError(
+            raise UserError(
                 f"model.posterior.delta: {delta} nats over {latent_dim} dimensions need a variance below what float32 "
                 "can hold; use a smaller delta or more dimensions"
             )

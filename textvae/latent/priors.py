@@ -9,6 +9,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.distributions import Categorical, Distribution, MixtureSameFamily
 
+from textvae.errors import UserError
 from textvae.latent.flows import FlowPrior
 from textvae.latent.posteriors import BatchNormPosterior, PointPosterior, diagonal_gaussian
 from textvae.latent.vmf import UniformSphere, check_sphere
@@ -154,12 +155,12 @@ class VampPrior(nn.Module):
             feature_dim: F.
 
         Raises:
-            ValueError: a posterior that says nothing of one sentence alone, or has no density.
+            UserError: a posterior that says nothing of one sentence alone, or has no density.
         """
         if isinstance(posterior, BatchNormPosterior | PointPosterior):
             kind = "batch_norm" if isinstance(posterior, BatchNormPosterior) else "point"
             reason = "depends on the other sentences of the batch" if kind == "batch_norm" else "has no density"
-            raise ValueError(
+            raise UserError(
                 f"model.prior.kind: vamp is a mixture of posteriors, and the posterior {kind} {reason}; "
                 "use model.posterior: {kind: gaussian}"
             )

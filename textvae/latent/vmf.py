@@ -200,7 +200,7 @@ def _kl_vmf_vmf(q: VonMisesFisher, p: VonMisesFisher) -> Tensor:
 def _kl_vmf_other(q: VonMisesFisher, p: Distribution) -> Tensor:
     if isinstance(p, MixtureSameFamily) and isinstance(p.component_distribution, VonMisesFisher):
         raise NotImplementedError  # both have a density on the sphere: samples stand in
-    raise ValueError(
+    raise UserError(
         f"the posterior von_mises_fisher lies on the unit sphere, where the prior {type(p).__name__} has no density: "
         "their KL is infinite. Use model.prior: {kind: uniform_sphere}"
     )
@@ -208,7 +208,7 @@ def _kl_vmf_other(q: VonMisesFisher, p: Distribution) -> Tensor:
 
 @register_kl(Distribution, UniformSphere)  # type: ignore[untyped-decorator]
 def _kl_other_uniform(q: Distribution, p: UniformSphere) -> Tensor:
-    raise ValueError(
+    raise UserError(
         f"the prior uniform_sphere lies on the unit sphere, where the posterior {type(q).__name__} has no density: "
         "their KL is infinite. Use model.posterior: {kind: von_mises_fisher}, or another prior"
     )

@@ -17,8 +17,10 @@ State = tuple[Tensor, ...]  # each (layers, B, H): one tensor for a GRU, (h, c) 
 class RecurrentDecoder(nn.Module):
     """An autoregressive LSTM or GRU; forward over T is training, over 1 is a step of generation.
 
-    z enters through the initial state (c0 = W z and h0 = tanh(c0), as in He 2019, arXiv 1901.05534), joined
-    to every input, or both. With `latent_dim` 0 it is a language model that starts from zeros.
+    z enters through the initial state (c0 = W z and h0 = tanh(c0), as in He 2019, arXiv 1901.05534), joined to
+    every input, joined to every layer's input, added (W z) to the hidden states that the output layer reads, or
+    several of these: [layers, output] are the skip connections of Dieng 2019 (arXiv 1807.04863, section 3.1), into
+    every step and layer. With `latent_dim` 0 it is a language model that starts from zeros.
 
     Args:
         input_dim: E, embedding dimensions.
@@ -26,7 +28,7 @@ class RecurrentDecoder(nn.Module):
         cell: lstm or gru.
         hidden_dim: H.
         layers: stacked layers.
-        z_to: where z enters; empty only makes sense without latents.
+        z_to: where z enters: state, input (of the first layer), layers (the input of each), output.
         input_dropout: on the embedded input words (z is never dropped).
         layer_dropout: between layers.
         output_dropout: on the hidden states that the output layer reads.
@@ -40,24 +42,31 @@ class RecurrentDecoder(nn.Module):
         cell: Literal["lstm", "gru"] = "lstm",
         hidden_dim: Annotated[int, Field(gt=0)] = 256,
         layers: Annotated[int, Field(gt=0)] = 1,
-        z_to: Annotated[list[Literal["state", "input"]], Field(min_length=1)] = ["state", "input"],  # noqa: B006
+        z_to: Annotated[list[Literal["state", "input", "layers", "output"]], Field(min_length=1)] = [  # noqa: B006
+            "state",
+            "input",
+        ],
         input_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0,
         layer_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0,
         output_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0,
     ) -> None:
         super().__init__()
         self.cell, self.hidden_dim, self.layers = cell, hidden_dim, layers
-        self.z_to_input = latent_dim > 0 and "input" in z_to
+        self.z_to_layers = latent_dim > 0 and "layers" in z_to
+        self.z_to_input = latent_dim > 0 and ("input" in z_to or self.z_to_layers)
+        self.z_to_output = nn.Linear(latent_dim, hidden_dim, bias=False) if latent_dim and "output" in z_to else None
         self.z_to_state = nn.Linear(latent_dim, layers * hidden_dim) if latent_dim and "state" in z_to else None
         self.input_dropout = nn.Dropout(input_dropout)
         self.output_dropout = nn.Dropout(output_dropout)
-        self.rnn = CELLS[cell](
-            input_dim + (latent_dim if self.z_to_input else 0),
-            hidden_dim,
-            layers,
-            batch_first=True,
-            dropout=layer_dropout if layers > 1 else 0.0,
+        width = input_dim + (latent_dim if self.z_to_input else 0)
+        # z joins between the layers only where they are separate; the first is then the whole of a smaller stack.
+        fused = 1 if self.z_to_layers else layers
+        dropout = layer_dropout if fused > 1 else 0.0
+        self.rnn = CELLS[cell](width, hidden_dim, fused, batch_first=True, dropout=dropout)
+        self.upper = nn.ModuleList(
+            CELLS[cell](hidden_dim + latent_dim, hidden_dim, batch_first=True) for _ in range(layers - fused)
         )
+        self.layer_dropout = nn.Dropout(layer_dropout)
 
     def start(self, z: Tensor) -> State:
         """Returns the state before the first word, each tensor (layers, B, H), for z (B, D)."""
@@ -83,10 +92,25 @@ class RecurrentDecoder(nn.Module):
         """
         inputs = self.input_dropout(embedded)
         if self.z_to_input:
-            inputs = torch.cat([inputs, z[:, None].expand(-1, inputs.shape[1], -1).to(inputs.dtype)], dim=-1)
-        # Under autocast the state arrives in another precision than the inputs.
-        hidden, after = self.rnn(inputs, state[0] if self.cell == "gru" else state)
-        return self.output_dropout(hidden), (after,) if self.cell == "gru" else after
+            inputs = _join(inputs, z)
+        hidden, after = self._read(self.rnn, inputs, tuple(part[: self.rnn.num_layers] for part in state))
+        for i, layer in enumerate(self.upper, start=1):
+            inputs = _join(self.layer_dropout(hidden), z)
+            hidden, above = self._read(layer, inputs, tuple(part[i : i + 1] for part in state))
+            after = tuple(torch.cat(parts) for parts in zip(after, above))
+        if self.z_to_output is not None:
+            hidden = hidden + self.z_to_output(z)[:, None]
+        return self.output_dropout(hidden), after
+
+    def _read(self, rnn: nn.Module, inputs: Tensor, state: State) -> tuple[Tensor, State]:
+        state = tuple(part.contiguous() for part in state)
+        hidden, after = rnn(inputs, state[0] if self.cell == "gru" else state)
+        return hidden, (after,) if self.cell == "gru" else after
+
+
+def _join(inputs: Tensor, z: Tensor) -> Tensor:
+    """(B, T, E + D): z beside every input."""
+    return torch.cat([inputs, z[:, None].expand(-1, inputs.shape[1], -1).to(inputs.dtype)], dim=-1)
 
 
 DECODERS = Registry("decoder", {"recurrent": RecurrentDecoder}, default="recurrent")

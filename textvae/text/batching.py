@@ -163,6 +163,7 @@ class Batches:
         self.seed = seed
         self.rank, self.world = process
         self.accumulation = accumulation
+        self._order: list[Rows] | None = None  # the first epoch's batches, where some are drawn one by one
         _check_pieces(min(batch_size, len(store)), self.world * accumulation)
 
     @property
@@ -175,6 +176,15 @@ class Batches:
         pieces = self.world * self.accumulation
         for rows in self._plan(epoch)[skip:]:
             yield make_step([self.store[int(row)] for row in rows], self.pad_id, self.rank, self.world, pieces)
+
+    def some(self, *key: int) -> Step:
+        """Returns one step's batch of the corpus, drawn by `key` alone."""
+        generator = np.random.default_rng([self.seed, *key])
+        if self._order is None:
+            self._order = self._plan(0)
+        rows = self._order[int(generator.integers(len(self._order)))]
+        pieces = self.world * self.accumulation
+        return make_step([self.store[int(row)] for row in rows], self.pad_id, self.rank, self.world, pieces)
 
     def _plan(self, epoch: int) -> list[Rows]:
         return plan(

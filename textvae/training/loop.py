@@ -7,47 +7,26 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from torch import Tensor
 
 from textvae import checkpoint
-from textvae.distributed import average_gradients
 from textvae.errors import TrainingError
 from textvae.evaluation.report import quick
 from textvae.recipe import Recipe, parse_duration
 from textvae.schedules import Plateau
-from textvae.text.batching import Step, evaluation_batches
-from textvae.training.critics import update_critics
+from textvae.text.batching import evaluation_batches
 from textvae.training.setup import Experiment, prepare
+from textvae.training.steps import Position, generator, take_step
 from textvae.training.telemetry import FAR, Telemetry
 from textvae.types import Batch
 
 SKIPS_ALLOWED = 10  # steps without finite gradients in a row, before the training is given up
-
-
-@dataclass
-class Position:
-    """Where a training stands: all that a resumed one must know besides tensors."""
-
-    step: int = 0  # optimiser steps done
-    epoch: int = 0
-    step_in_epoch: int = 0
-    best: float | None = None
-    best_step: int = 0
-    stalled: int = 0  # evaluations without gain in a row
-    decays: int = 0
-    skipped: int = 0  # steps without finite gradients, in all
-    evaluated: int = -1  # the step last evaluated
-    stopped: bool = False  # by early stopping or the last decay: a later end changes nothing then
-    elapsed_s: float = 0.0
-    tokens: int = 0
-    numbers: dict[str, float] = field(default_factory=dict)  # of the last evaluation
 
 
 class Interrupted(TrainingError):
@@ -86,7 +65,8 @@ def train(
     lock = checkpoint.locked(folder) if accelerator.is_main_process else contextlib.nullcontext()
     with lock:
         experiment = prepare(recipe, folder, accelerator, resume=resume, trust_code=trust_code)
-        position = Position(**experiment.position)
+        start = {"aggressive": recipe.training.aggressive is not None}
+        position = Position(**(experiment.position or start))
         telemetry = Telemetry(folder, recipe, accelerator, experiment, position.step, quiet=quiet)
         try:
             if not position.stopped:
@@ -125,7 +105,7 @@ def _run(
             for step in experiment.batches.epoch(position.epoch, skip=position.step_in_epoch):
                 if total_steps is not None and position.step >= total_steps:
                     break
-                taken = _step(experiment, recipe, accelerator, step, position, telemetry)
+                taken = take_step(experiment, recipe, accelerator, step, position, telemetry)
                 in_a_row = 0 if taken else in_a_row + 1
                 if in_a_row == SKIPS_ALLOWED:
                     raise TrainingError(
@@ -160,56 +140,6 @@ def _run(
     telemetry.finish(position.best, position.best_step)
 
 
-def _step(
-    experiment: Experiment,
-    recipe: Recipe,
-    accelerator: Accelerator,
-    step: Step,
-    position: Position,
-    telemetry: Telemetry,
-) -> bool:
-    """One optimiser step; false where its gradients were not finite and it was left out."""
-    model, objective, optimizer = experiment.model, experiment.objective, experiment.optimizer
-    latent_dim = recipe.model.latent_dim
-    # Randomness is a function of seed, step and process: nothing to save, and a resumed run draws the same.
-    noise = torch.randn(1, step.sentences, latent_dim, generator=_generator(recipe.seed, position.step))
-    torch.manual_seed(_mix(recipe.seed, position.step, accelerator.process_index))
-    rate = experiment.rate(position.step) * experiment.decay_factor(position.decays)
-    for group, base in zip(optimizer.param_groups, experiment.base_rates):
-        group["lr"] = base * rate
-
-    for i, piece in enumerate(step.pieces):
-        batch = Batch(*(tensor.to(accelerator.device, non_blocking=True) for tensor in piece.batch))
-        drawn = noise[:, piece.rows].to(accelerator.device, non_blocking=True)
-        last = i == len(step.pieces) - 1
-        with contextlib.nullcontext() if last else accelerator.no_sync(model):
-            output = model(batch, noise=drawn)
-            # The same on every process: a statistic of the whole batch draws the same from the prior.
-            torch.manual_seed(_mix(recipe.seed, position.step, i, 7))
-            update_critics(experiment.critics, output)
-            losses = objective(output, position.step, piece.share)
-            accelerator.backward(losses.total / len(step.pieces))
-    average_gradients(experiment.term_parameters)
-    norm = _clip(accelerator, model, recipe.training.gradient_clip)
-    # Every process sees the same averaged gradient, so all take or leave the step together.
-    taken = bool(torch.isfinite(norm))
-    if taken:
-        optimizer.step()
-    optimizer.zero_grad()
-
-    position.step += 1
-    position.step_in_epoch += 1
-    position.tokens += step.tokens
-    position.skipped += not taken
-    telemetry.step(position.step, position.epoch, step, losses, norm, optimizer.param_groups[0]["lr"])
-    return taken
-
-
-def _clip(accelerator: Accelerator, model: torch.nn.Module, limit: float | None) -> Tensor:
-    norm: Tensor = accelerator.clip_grad_norm_(model.parameters(), limit if limit is not None else float("inf"))
-    return norm
-
-
 def _evaluate(
     experiment: Experiment,
     recipe: Recipe,
@@ -227,12 +157,15 @@ def _evaluate(
             Batch(*(t.to(accelerator.device) for t in batch))
             for _, batch in evaluation_batches(experiment.validation, experiment.pad_id)
         ),
-        generator=_generator(recipe.seed, 0, device=accelerator.device),
+        generator=generator(recipe.seed, 0, device=accelerator.device),
         measure=experiment.objective.measure,
     )
     final = experiment.objective.weights(FAR)
     held = sum(weight * numbers[f"term_{name}"] for name, weight in final.items())
     numbers["loss"] = numbers["reconstruction"] + held
+    if position.aggressive and numbers["mutual_information"] < position.numbers.get("mutual_information", 0.0):
+        position.aggressive = False
+        telemetry.note("mutual information has fallen: the encoder's own steps end here")
     position.evaluated, position.numbers = position.step, numbers
     if training.monitor not in numbers:
         raise TrainingError(f"training.monitor: got {training.monitor!r}; known: {', '.join(sorted(numbers))}")
@@ -292,18 +225,6 @@ def _evaluation_due(recipe: Recipe, steps_per_epoch: int | None) -> Callable[[in
         amount *= steps_per_epoch
     every = max(1, round(amount))
     return lambda step: step % every == 0
-
-
-def _mix(*numbers: int) -> int:
-    """One seed from several numbers; Knuth's multiplicative hash, so that neighbours do not look alike."""
-    seed = 0
-    for number in numbers:
-        seed = (seed * 6364136223846793005 + number + 1442695040888963407) % 2**63
-    return seed
-
-
-def _generator(*numbers: int, device: torch.device | str = "cpu") -> torch.Generator:
-    return torch.Generator(device=device).manual_seed(_mix(*numbers))
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ from textvae.errors import CheckpointError, TrainingError
 from textvae.model import SequenceVAE
 from textvae.objective import Objective
 from textvae.optimizers import OPTIMIZERS
-from textvae.recipe import Recipe
+from textvae.recipe import Recipe, StartFrom
 from textvae.recipe_file import dump
 from textvae.recipe_file import load as load_recipe
 from textvae.schedules import DECAYS, RATES, Horizon, Plateau
@@ -30,6 +30,9 @@ FREE_TO_CHANGE = {
     "evaluation": None,
     "generation": None,
 }
+
+
+ENCODER = ("encoder_embedding", "encoder", "posterior")
 
 
 @dataclass
@@ -48,6 +51,7 @@ class Experiment:
     pad_id: int
     base_rates: list[float]
     critics: list[tuple[Any, torch.optim.Optimizer]]
+    encoder_parameters: list[torch.nn.Parameter]  # of q(z|x)
     term_parameters: list[torch.nn.Parameter]  # of the objective's terms, moved by the model's optimiser
     notes: list[str] = field(default_factory=list)
     position: dict[str, Any] = field(default_factory=dict)
@@ -73,6 +77,8 @@ def prepare(recipe: Recipe, folder: Path, accelerator: Accelerator, *, resume: b
         encoded = encoding.encode(corpus, tokenizer, recipe.data)
     torch.manual_seed(recipe.seed)
     model = build.build_model(recipe, tokenizer, trust_code=trust_code)
+    if recipe.training.start_from is not None and latest is None:
+        _start_from(recipe.training.start_from, model, tokenizer, trust_code)
     if accelerator.is_main_process:
         tokenizer.save(str(folder / checkpoint.TOKENIZER))
         (folder / checkpoint.RECIPE).write_text(dump(recipe), encoding="utf-8")
@@ -116,10 +122,35 @@ def prepare(recipe: Recipe, folder: Path, accelerator: Accelerator, *, resume: b
         pad_id=tokenizer.pad_id,
         base_rates=base_rates,
         critics=critics,
+        encoder_parameters=_encoder_parameters(model),
         term_parameters=objective.trained_with_the_model(),
         notes=_notes(recipe, corpus, encoded, tokenizer, model),
         position=position,
     )
+
+
+def _encoder_parameters(model: SequenceVAE) -> list[torch.nn.Parameter]:
+    modules = [getattr(model, name) for name in ENCODER]
+    shared = {id(model.decoder_embedding.weight)}
+    return [p for module in modules if module is not None for p in module.parameters() if id(p) not in shared]
+
+
+def _start_from(start: StartFrom, model: SequenceVAE, tokenizer: Tokenizer, trust_code: bool) -> None:
+    folder = Path(start.run)
+    if not (folder / checkpoint.RECIPE).is_file():
+        raise CheckpointError(f"training.start_from.run: {folder} holds no run ({checkpoint.RECIPE} is missing)")
+    kind = load_recipe(folder / checkpoint.RECIPE).tokenizer.kind
+    before = tokenizers.load(str(folder / checkpoint.TOKENIZER), kind=kind, trust_code=trust_code)
+    if encoding.tokenizer_digest(before) != encoding.tokenizer_digest(tokenizer):
+        raise CheckpointError(
+            f"training.start_from.run: {folder} has another tokenizer than this training; its parameters would mean "
+            "other words. Train on the same corpus, or name its file: tokenizer: {kind: file, path: ...}"
+        )
+    weights = folder / checkpoint.WEIGHTS
+    if start.part == "all":
+        checkpoint.load_weights(model, weights)
+    else:
+        checkpoint.load_part(model, weights, ENCODER)
 
 
 def _check_folder(folder: Path, recipe: Recipe, resume: bool) -> None:

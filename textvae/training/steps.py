@@ -1,0 +1,142 @@
+"""One step: gradients of its batch, clipped, taken; and the encoder's own steps before it, where they are asked for."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from textvae.distributed import average_gradients, mean_over_processes
+from textvae.recipe import Recipe
+from textvae.text.batching import Batches, Step
+from textvae.training.critics import update_critics
+from textvae.training.setup import Experiment
+from textvae.training.telemetry import Telemetry
+from textvae.types import Batch, Losses
+
+
+@dataclass
+class Position:
+    """Where a training stands: all that a resumed one must know besides tensors."""
+
+    step: int = 0  # optimiser steps done
+    epoch: int = 0
+    step_in_epoch: int = 0
+    best: float | None = None
+    best_step: int = 0
+    stalled: int = 0  # evaluations without gain in a row
+    decays: int = 0
+    skipped: int = 0  # steps without finite gradients, in all
+    evaluated: int = -1  # the step last evaluated
+    stopped: bool = False  # by early stopping or the last decay: a later end changes nothing then
+    elapsed_s: float = 0.0
+    tokens: int = 0
+    aggressive: bool = False
+    numbers: dict[str, float] = field(default_factory=dict)  # of the last evaluation
+
+
+def take_step(
+    experiment: Experiment,
+    recipe: Recipe,
+    accelerator: Accelerator,
+    step: Step,
+    position: Position,
+    telemetry: Telemetry,
+) -> bool:
+    """One optimiser step; false where its gradients were not finite and it was left out."""
+    model, optimizer = experiment.model, experiment.optimizer
+    rate = experiment.rate(position.step) * experiment.decay_factor(position.decays)
+    for group, base in zip(optimizer.param_groups, experiment.base_rates):
+        group["lr"] = base * rate
+    if position.aggressive:
+        _refine_encoder(experiment, recipe, accelerator, position)
+
+    losses = _backward(experiment, recipe, accelerator, step, position.step)
+    if position.aggressive:
+        _forget(experiment.encoder_parameters)
+    norm = _clip(accelerator, model, recipe.training.gradient_clip)
+    # Every process sees the same averaged gradient, so all take or leave the step together.
+    taken = bool(torch.isfinite(norm))
+    if taken:
+        optimizer.step()
+    optimizer.zero_grad()
+
+    position.step += 1
+    position.step_in_epoch += 1
+    position.tokens += step.tokens
+    position.skipped += not taken
+    telemetry.step(position.step, position.epoch, step, losses, norm, optimizer.param_groups[0]["lr"])
+    return taken
+
+
+def _backward(experiment: Experiment, recipe: Recipe, accelerator: Accelerator, step: Step, *key: int) -> Losses:
+    """Gradients of a step's batch; `key`, the step's number first, decides all of its randomness."""
+    model, objective = experiment.model, experiment.objective
+    # Randomness is a function of seed, step and process: nothing to save, and a resumed run draws the same.
+    noise = torch.randn(1, step.sentences, recipe.model.latent_dim, generator=generator(recipe.seed, *key))
+    torch.manual_seed(mix(recipe.seed, *key, accelerator.process_index))
+    for i, piece in enumerate(step.pieces):
+        batch = Batch(*(tensor.to(accelerator.device, non_blocking=True) for tensor in piece.batch))
+        drawn = noise[:, piece.rows].to(accelerator.device, non_blocking=True)
+        last = i == len(step.pieces) - 1
+        with contextlib.nullcontext() if last else accelerator.no_sync(model):
+            output = model(batch, noise=drawn)
+            # The same on every process: a statistic of the whole batch draws the same from the prior.
+            torch.manual_seed(mix(recipe.seed, *key, i, 7))
+            update_critics(experiment.critics, output)
+            losses = objective(output, key[0], piece.share)
+            accelerator.backward(losses.total / len(step.pieces))
+    average_gradients(experiment.term_parameters)
+    return losses
+
+
+def _refine_encoder(experiment: Experiment, recipe: Recipe, accelerator: Accelerator, position: Position) -> None:
+    """Steps of the encoder alone, on batches of its own, until their mean loss no longer falls (He 2019)."""
+    settings = recipe.training.aggressive
+    assert settings is not None
+    assert isinstance(experiment.batches, Batches)
+    kept = {id(parameter) for parameter in experiment.encoder_parameters}
+    others = [p for p in [*experiment.unwrapped.parameters(), *experiment.term_parameters] if id(p) not in kept]
+    before = float("inf")
+    losses: list[Tensor] = []
+    for number in range(settings.steps):
+        step = experiment.batches.some(position.step, number)
+        losses.append(_backward(experiment, recipe, accelerator, step, position.step, number + 1).total.detach())
+        _forget(others)
+        if torch.isfinite(_clip(accelerator, experiment.model, recipe.training.gradient_clip)):
+            experiment.optimizer.step()
+        experiment.optimizer.zero_grad()
+        if len(losses) == settings.window:
+            now = float(mean_over_processes(torch.stack(losses).mean()))
+            if now >= before:
+                return
+            before = now
+            losses.clear()
+
+
+def _forget(parameters: Iterable[torch.nn.Parameter]) -> None:
+    """Leaves parameters out of the next step: an optimiser passes over those without a gradient."""
+    for parameter in parameters:
+        parameter.grad = None
+
+
+def _clip(accelerator: Accelerator, model: torch.nn.Module, limit: float | None) -> Tensor:
+    norm: Tensor = accelerator.clip_grad_norm_(model.parameters(), limit if limit is not None else float("inf"))
+    return norm
+
+
+def mix(*numbers: int) -> int:
+    """One seed from several numbers; Knuth's multiplicative hash, so that neighbours do not look alike."""
+    seed = 0
+    for number in numbers:
+        seed = (seed * 6364136223846793005 + number + 1442695040888963407) % 2**63
+    return seed
+
+
+def generator(*numbers: int, device: torch.device | str = "cpu") -> torch.Generator:
+    """Returns a random stream that is a function of the numbers alone."""
+    return torch.Generator(device=device).manual_seed(mix(*numbers))
