@@ -15,6 +15,8 @@ from textvae.evaluation import bounds, report
 from textvae.generation.latent import path as latent_path
 from textvae.generation.search import generate
 from textvae.latent.divergences import kl
+from textvae.latent.posteriors import Point
+from textvae.latent.vmf import VonMisesFisher
 from textvae.model import SequenceVAE
 from textvae.recipe import Generation, Recipe
 from textvae.text import corpora, encoding, grammar, tokenizers
@@ -86,7 +88,9 @@ class TextVAE:
         with torch.inference_mode():
             for rows, batch in self._batches(texts):
                 posterior = self.model.encode(batch)
-                means[rows] = posterior.mean.float().cpu()
+                # On a sphere the mean lies inside; the decoder knows the surface alone.
+                centre = posterior.mode if isinstance(posterior, VonMisesFisher) else posterior.mean
+                means[rows] = centre.float().cpu()
                 scales[rows] = posterior.stddev.float().cpu()
         return means, scales
 
@@ -185,6 +189,11 @@ class TextVAE:
                 output = self.model(batch, noise=noise[:, rows].to(self.device))
                 reconstruction = -output.log_likelihood[0].double()
                 rate = torch.zeros_like(reconstruction)
+                if isinstance(output.posterior, Point):
+                    raise UserError(
+                        "score: the run is a plain autoencoder (model.posterior.kind: point), whose sentences have "
+                        "no likelihood; reconstruct and evaluate say what it gives back"
+                    )
                 if self.latent_dim:
                     rate = kl(output.posterior, output.prior, output.z).double()
                 for i, row in enumerate(rows):

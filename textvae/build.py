@@ -26,6 +26,8 @@ from textvae.text.noise import NOISES, Chain, Vocabulary, WordDropout
 from textvae.text.tokenizers import TOKENIZERS
 from textvae.types import Schedule, Tokenizer
 
+LARGEST_TRIED = 512  # latent dimensions of the try that a check makes
+
 # Key path of a section -> its family. `*` stands for a term's name.
 FAMILIES: Mapping[str, Registry] = {
     "tokenizer": TOKENIZERS,
@@ -105,7 +107,7 @@ def _tried(recipe: Recipe, trust_code: bool) -> list[str]:
     kinds = (model.posterior.kind, model.prior.kind)
     if not model.latent_dim or any("." in kind for kind in kinds):
         return []
-    dimensions, features = min(model.latent_dim, 4), 8
+    dimensions, features = min(model.latent_dim, LARGEST_TRIED), 8
     path, found = "model.posterior", []
     # The caller's random state stays as it was.
     with torch.random.fork_rng(devices=[]):

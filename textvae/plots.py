@@ -61,6 +61,6 @@ def _latent_axes(middle: Any, right: Any, train: list[dict[str, Any]], validatio
 
 
 def _line(axis: Any, rows: list[dict[str, Any]], key: str, label: str, **style: Any) -> None:
-    points = [(row["step"], row[key]) for row in rows if key in row]
+    points = [(row["step"], row[key]) for row in rows if row.get(key) is not None]
     if points:
         axis.plot(*zip(*points), label=label, markersize=3, **style)

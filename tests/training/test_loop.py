@@ -14,6 +14,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+import textvae
 from textvae.checkpoint import latest_checkpoint
 from textvae.errors import CheckpointError, UserError
 from textvae.recipe import Recipe
@@ -280,3 +281,30 @@ def test_noise_on_the_encoders_words_trains_a_denoiser(values, tmp_path):
     values["model"]["noise"] = [{"kind": "delete", "rate": 0.2}, {"kind": "shuffle", "distance": 2}]
     run = train(recipe(values), tmp_path / "run", quiet=True)
     assert rows(run, "validation")[-1]["nll_elbo"] < rows(run, "validation")[0]["nll_elbo"]
+
+
+@pytest.mark.parametrize(
+    ("posterior", "prior", "terms"),
+    [
+        ({"kind": "point"}, {}, {"mmd": {"kind": "mmd", "weight": 5.0}}),
+        ({"kind": "batch_norm"}, {}, {"kl": {"kind": "kl"}}),
+        ({"kind": "delta", "delta": 2.0}, {}, {"kl": {"kind": "kl"}}),
+        ({"kind": "von_mises_fisher"}, {"kind": "uniform_sphere"}, {"kl": {"kind": "kl"}}),
+        ({"kind": "flow", "transform": "coupling", "hidden_dim": 8}, {}, {"kl": {"kind": "kl"}}),
+        ({}, {"kind": "vamp", "components": 5}, {"kl": {"kind": "kl"}}),
+        ({}, {"kind": "mixture", "components": 3}, {"kl": {"kind": "kl"}}),
+        ({}, {"kind": "flow", "transforms": 1, "hidden_dim": 8}, {"kl": {"kind": "kl"}}),
+        ({}, {"kind": "gaussian"}, {"kl": {"kind": "kl"}}),
+    ],
+    ids=str,
+)
+def test_every_posterior_and_prior_trains_evaluates_and_samples(values, tmp_path, posterior, prior, terms):
+    values["model"].update(posterior=posterior, prior=prior)
+    values["objective"] = terms
+    run = train(recipe(values, max_steps=6, evaluate_every=3), tmp_path / "run", quiet=True)
+    vae = textvae.load(run)
+    figures = vae.evaluate("test")
+    assert (figures["nll_iw"] is None) == (posterior.get("kind") == "point")
+    assert len(vae.sample(3, seed=0)) == 3
+    assert vae.sample(3, seed=0) == vae.sample(3, seed=0)
+    assert len(vae.interpolate("the cat sees the dog", "the bird", 3)) == 3

@@ -14,6 +14,7 @@ from torch.distributions import Distribution
 from textvae.errors import UserError
 from textvae.evaluation.latents import float64, gaussian_parameters
 from textvae.latent.divergences import kl
+from textvae.latent.posteriors import Point
 from textvae.types import Batch
 
 LARGEST_EXPONENT = 700.0  # exp of more is no float64
@@ -25,7 +26,7 @@ class Scored(NamedTuple):
     posterior: Distribution | None  # q(z|x), batch (B,); None for a language model
     z: Tensor  # (S, B, D), drawn from it
     reconstruction: Tensor  # (B,) float64 -log p(x|z) nats a sequence, mean over the draws of z
-    kl: Tensor  # (B,) float64 KL(q(z|x) || p(z)) nats a sequence
+    kl: Tensor  # (B,) float64 KL(q(z|x) || p(z)) nats a sequence; nan where q is a point
 
 
 class Elbo(NamedTuple):
@@ -106,6 +107,9 @@ def score(model: Any, batch: Batch, *, samples: int = 1, generator: torch.Genera
     posterior = model.encode(batch)
     z = draw(posterior, samples, generator)
     reconstruction = -float64(model.log_likelihood(batch, z)).mean(0)
+    if isinstance(posterior, Point):
+        # A plain autoencoder: no density, so neither KL nor any bound on the likelihood.
+        return Scored(posterior, z, reconstruction, torch.full_like(reconstruction, math.nan))
     return Scored(posterior, z, reconstruction, float64(kl(posterior, model.prior(), z)))
 
 

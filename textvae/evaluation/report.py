@@ -12,6 +12,7 @@ from torch.distributions import Distribution
 
 from textvae.errors import UserError
 from textvae.evaluation import bounds, latents, text
+from textvae.latent.posteriors import Point
 from textvae.types import Batch
 
 QUICK_PAIRS = 2**24  # log q(z_i | x_j) a quick report computes: about half a second on one core
@@ -47,7 +48,7 @@ def quick(
     Returns:
         reconstruction, kl and nll_elbo (nats a sequence, means over sentences), ppl_elbo, mutual_information (nats,
         whole set; on more than 4,096 sentences averaged over a part of them) and active_units. The last two and the
-        kl are 0 for a language model.
+        kl are 0 for a language model; a point posterior has neither kl, bound nor information: they are nan.
 
     Raises:
         UserError: no sentence.
@@ -92,26 +93,31 @@ def evaluate(
         with iw_standard_error (None for one sample); ppl_elbo, ppl_iw; iw_samples and iw_ess, the mean effective
         sample size; mutual_information (nats, whole set) and its ceiling ln N; active_units; kl_by_dimension (nats;
         None where it has no closed form); of the reconstructions bleu, token_accuracy and exact_match. For a
-        language model nll_iw is nll_elbo, the exact NLL; what belongs to latents is 0, and to reconstructions None.
+        language model nll_iw is nll_elbo, the exact NLL; what belongs to latents is 0, and to reconstructions None. A
+        point posterior (a plain autoencoder) has no density: its kl, bounds and mutual information are None.
 
     Raises:
         UserError: no sentence, or a figure that is not finite.
     """
     found = _pass(model, batches(), generator)
     count, latent = len(found.elbo.nll), model.latent_dim > 0
+    points = any(isinstance(posterior, Point) for posterior in found.posteriors)
     figures: dict[str, Any] = {"sentences": count, "target_tokens": int(found.elbo.tokens.sum())}
     figures |= _elbo_figures(found.elbo)
-    if latent:
+    if points:
+        figures |= dict.fromkeys(("kl", "nll_elbo", "ppl_elbo", "nll_iw", "ppl_iw", "iw_standard_error", "iw_ess"))
+        figures["iw_samples"] = 0
+    elif latent:
         weighted = bounds.iw_nll(model, batches(), samples=iw_samples, batch_tokens=batch_tokens, generator=generator)
         figures |= _iw_figures(weighted, iw_samples)
     else:
         figures |= {"nll_iw": figures["nll_elbo"], "ppl_iw": figures["ppl_elbo"]}
         figures |= {"iw_standard_error": 0.0, "iw_samples": 0, "iw_ess": 0.0}
     figures |= {
-        "mutual_information": _mutual_information(found, at_most=mutual_information_sentences),
+        "mutual_information": None if points else _mutual_information(found, at_most=mutual_information_sentences),
         "mutual_information_ceiling": math.log(count),
         "active_units": _active_units(found),
-        "kl_by_dimension": _kl_by_dimension(found),
+        "kl_by_dimension": None if points else _kl_by_dimension(found),
         "bleu": None,
         "token_accuracy": None,
         "exact_match": None,
@@ -170,6 +176,8 @@ def _iw_figures(weighted: bounds.ImportanceWeighted, samples: int) -> dict[str, 
 def _mutual_information(found: _Pass, *, at_most: int) -> float:
     if not found.posteriors:
         return 0.0
+    if isinstance(found.posteriors[0], Point):
+        return math.nan
     with torch.inference_mode():
         return latents.mutual_information(found.posteriors, found.z, at_most=at_most).nats
 

@@ -198,13 +198,16 @@ class Sinkhorn:
 
     S = OT(z, p) - (OT(z, z) + OT(p, p)) / 2, with OT = min over plans of E |x - y|^2 + e KL(plan || product) and
     e = epsilon * 2 D (2 D is the mean squared distance of two draws from N(0, I)). Between the squared Wasserstein
-    distance (e to 0) and an MMD (e to infinity); never below 0 but for what the iterations leave. Biased: above 0
-    at q = p by O(1/B).
+    distance (e to 0) and an MMD (e to infinity); never below 0 but for what the iterations leave.
+
+    Biased: above 0 at q = p, falling with B, and slowly in many dimensions, where few draws of the prior lie near a
+    row and shrinking towards their middle pays. With 128 sentences in 32 dimensions the best N(0, s^2 I) has s about
+    0.75 (epsilon 0.05: 0.5 or less); there `mmd` and `sliced_wasserstein` keep it at 1.
 
     Args:
-        epsilon: the blur; the less, the more iterations it needs.
-        iterations: of log-domain updates; the blur falls by halves from the largest distance down to e. 50 leave
-            an error under 0.1 % at the default epsilon.
+        epsilon: the blur; the less, the more bias and the more iterations.
+        iterations: of log-domain updates; the blur falls by halves from the largest distance down to e. 20 leave
+            an error under 0.1 % at the default epsilon; 0.05 needs 50.
 
     References:
         Feydy 2019, arXiv 1810.08278, equations 3 and 20; Genevay 2018, arXiv 1706.00292.
@@ -212,7 +215,7 @@ class Sinkhorn:
 
     unit: ClassVar[str] = "latent units squared"
 
-    def __init__(self, *, epsilon: Positive = 0.05, iterations: Count = 50) -> None:
+    def __init__(self, *, epsilon: Positive = 0.5, iterations: Count = 20) -> None:
         self.epsilon = epsilon
         self.iterations = iterations
 

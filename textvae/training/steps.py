@@ -88,7 +88,7 @@ def _backward(experiment: Experiment, recipe: Recipe, accelerator: Accelerator, 
             # The same on every process: a statistic of the whole batch draws the same from the prior.
             torch.manual_seed(mix(recipe.seed, *key, i, 7))
             update_critics(experiment.critics, output)
-            losses = objective(output, key[0], piece.share)
+            losses: Losses = objective(output, key[0], piece.share)
             accelerator.backward(losses.total / len(step.pieces))
     average_gradients(experiment.term_parameters)
     return losses

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
 from pathlib import Path
@@ -168,6 +169,8 @@ class Telemetry:
         tqdm.write(text, file=sys.stderr)
 
     def _write(self, row: dict[str, Any]) -> None:
+        # JSON has no nan; null says as well that there is no such figure.
+        row = {key: None if isinstance(value, float) and math.isnan(value) else value for key, value in row.items()}
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
         if self.recipe.training.trackers:
