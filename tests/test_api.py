@@ -192,3 +192,22 @@ def test_a_users_own_class_stands_where_a_kind_does(run, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="trust_code"):
         textvae.load(own)
     assert textvae.load(own, trust_code=True).sample(1, seed=0)
+
+
+@pytest.mark.parametrize("kind", ["gaussian", "mixture", "flow"])
+def test_a_prior_fitted_to_the_latents_is_saved_and_sampled_from(run, tmp_path, kind, capfdbinary):
+    from textvae.cli import main
+
+    moved = shutil.copytree(run, tmp_path / "run")
+    before = textvae.load(moved)
+    means, scales = before.encode_distribution(before.corpus_texts("train", 300))
+    assert main(["fit-prior", str(moved), "--kind", kind, "--components", "3", "--sentences", "300"]) == 0
+    assert b"300 sentences" in capfdbinary.readouterr().out
+    after = textvae.load(moved)
+    z = after.sample_latents(4000, seed=0)
+    # The aggregate posterior's moments; a flow of a few steps is near them, not at them.
+    slack = 0.5 if kind == "flow" else 0.15
+    torch.testing.assert_close(z.mean(0), means.mean(0), atol=slack, rtol=0.1)
+    spread = (means.var(0) + scales.square().mean(0)).sqrt()
+    torch.testing.assert_close(z.std(0), spread, atol=slack, rtol=0.1)
+    assert after.sample(5, seed=0) == textvae.load(moved).sample(5, seed=0)

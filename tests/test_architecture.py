@@ -6,9 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import ROOT
 
 import textvae
-from conftest import ROOT
 
 PACKAGE = ROOT / "textvae"
 

@@ -173,5 +173,8 @@ def test_a_reader_that_leaves_early_is_no_error(folder):
 
 
 def test_help_does_not_wait_for_torch():
-    code = "import sys, textvae.cli as c\ntry: c.main(['--help'])\nexcept SystemExit: pass\nassert 'torch' not in sys.modules"
+    code = (
+        "import sys, textvae.cli as c\ntry: c.main(['--help'])\nexcept SystemExit: pass\n"
+        "assert 'torch' not in sys.modules"
+    )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)

@@ -3,9 +3,9 @@
 import re
 
 import pytest
+from conftest import ROOT, sentences
 
 import textvae
-from conftest import ROOT, sentences
 from textvae import recipe_file
 from textvae.training import train
 
@@ -49,7 +49,8 @@ def test_readme_shows_commands_and_files_that_exist():
     from textvae.cli import _parser
 
     known = set(_parser()._subparsers._group_actions[0].choices)
-    for command in re.findall(r"(?:^|[\s/])textvae ([a-z]+)\b", "\n".join(re.findall(r"```bash\n(.*?)```", readme, re.S))):
+    blocks = "\n".join(re.findall(r"```bash\n(.*?)```", readme, re.S))
+    for command in re.findall(r"(?:^|[\s/])textvae ([a-z]+)\b", blocks):
         assert command in known, command
     for path in re.findall(r"recipes/[a-z0-9-]+\.yaml", readme):
         assert (ROOT / path).exists(), path

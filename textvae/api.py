@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +15,7 @@ from textvae.errors import CheckpointError, UserError, suggest
 from textvae.evaluation import bounds, report
 from textvae.generation.latent import path as latent_path
 from textvae.generation.search import generate
+from textvae.latent import fitted
 from textvae.latent.divergences import kl
 from textvae.latent.posteriors import Point
 from textvae.latent.vmf import VonMisesFisher
@@ -49,7 +51,11 @@ def load(run: str | Path, *, device: str | torch.device = "cpu", trust_code: boo
     with torch.random.fork_rng(devices=[]):
         model = build.build_model(recipe, tokenizer, trust_code=trust_code)
     checkpoint.load_weights(model, folder / checkpoint.WEIGHTS)
-    return TextVAE(model.to(device), tokenizer, recipe)
+    vae = TextVAE(model.to(device), tokenizer, recipe)
+    found = checkpoint.load_prior(folder)
+    if found is not None:
+        vae.fitted_prior = fitted.restore(*found)
+    return vae
 
 
 class TextVAE:
@@ -65,6 +71,7 @@ class TextVAE:
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.recipe = recipe
+        self.fitted_prior: torch.nn.Module | None = None  # what `sample` draws from, where there is one
 
     @property
     def device(self) -> torch.device:
@@ -133,18 +140,41 @@ class TextVAE:
         return self.decode(self.sample_latents(n, seed=seed), seed=seed, **options)
 
     def sample_latents(self, n: int, *, seed: int | None = None) -> Tensor:
-        """Returns n draws from the prior, (n, D)."""
+        """Returns n draws from the fitted prior if there is one, else from the model's own, (n, D)."""
         if self.latent_dim == 0:
             return torch.zeros(n, 0)
-        assert self.model.prior is not None
+        prior = self.fitted_prior or self.model.prior
+        assert prior is not None
         # torch's distributions draw from the global state; it is put back afterwards.
         with torch.random.fork_rng(devices=[]), torch.inference_mode():
             if seed is None:
                 torch.seed()
             else:
                 torch.manual_seed(seed)
-            z: Tensor = self.model.prior().sample(torch.Size([n]))
+            z: Tensor = prior().sample(torch.Size([n]))
         return z.cpu()
+
+    def fit_prior(
+        self, texts: Sequence[str], *, kind: str = "gaussian", components: int = 10, seed: int = 0
+    ) -> torch.nn.Module:
+        """Fits a prior to the aggregate posterior of texts, from which `sample` then draws.
+
+        For a plain or a Wasserstein autoencoder, whose latents nothing holds to N(0, I), and for any run whose
+        latents have missed their prior (two-stage training: Ghosh 2020, arXiv 1903.12436).
+
+        Args:
+            texts: sentences, thousands of them.
+            kind: gaussian (full covariance), mixture (of diagonal Gaussians, by EM) or flow.
+            components: of a mixture.
+            seed: of the fit.
+
+        Raises:
+            UserError: an unknown kind, or too few sentences for it.
+        """
+        means, scales = self.encode_distribution(texts)
+        generator = torch.Generator().manual_seed(seed)
+        self.fitted_prior = fitted.fit(kind, means, scales, components=components, generator=generator)
+        return self.fitted_prior
 
     def reconstruct(self, texts: Sequence[str], *, seed: int | None = None, **options: Any) -> list[str]:
         """Returns each text decoded from its posterior mean, greedily unless `method` says otherwise."""
@@ -252,6 +282,13 @@ class TextVAE:
             # What the best possible model reaches, in nats a sentence.
             result["corpus_entropy"] = grammar.entropy()
         return {"split": split, **result}
+
+    def corpus_texts(self, split: str, at_most: int) -> list[str]:
+        """Returns the first sentences of a part of the run's corpus."""
+        parts: dict[str, Any] = {str(name): part for name, part in corpora.load(self.recipe.data).parts.items()}
+        if split not in parts:
+            raise UserError(f"the corpus has no part {split!r}{suggest(split, parts)}")
+        return [row["text"] for row in itertools.islice(parts[split], at_most)]
 
     def _batches(self, texts: Sequence[str]) -> Iterator[tuple[Any, Batch]]:
         store = ListStore(self.tokenizer.encode(list(texts)))

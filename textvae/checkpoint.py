@@ -23,6 +23,7 @@ RECIPE = "recipe.yaml"
 TOKENIZER = "tokenizer"
 METRICS = "metrics.jsonl"
 CHECKPOINTS = "checkpoints"
+FITTED_PRIOR = "fitted_prior.safetensors"
 KEPT = 2  # whole checkpoints on disk: the last, and one before it in case the last is damaged
 
 
@@ -61,6 +62,31 @@ def load_part(model: nn.Module, path: Path, part: Sequence[str]) -> None:
         return {name: tensor for name, tensor in tensors.items() if name.split(".")[0] in part}
 
     _copy(chosen(_read_weights(path)), chosen(_unique_state(model)), path)
+
+
+def save_prior(kind: str, prior: nn.Module, folder: Path) -> None:
+    """Writes a fitted prior into a run folder, atomically."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in prior.state_dict().items()}
+    path = folder / FITTED_PRIOR
+    temporary = path.with_name(f".{path.name}.part")
+    save_file(tensors, temporary, metadata={"format": "pt", "kind": kind, "sha256": _digest(tensors)})
+    _sync(temporary)
+    os.replace(temporary, path)
+
+
+def load_prior(folder: Path) -> tuple[str, dict[str, Tensor]] | None:
+    """Returns kind and state of a run folder's fitted prior; None where it has none.
+
+    Raises:
+        CheckpointError: a damaged file.
+    """
+    path = folder / FITTED_PRIOR
+    if not path.exists():
+        return None
+    tensors = _read_weights(path)
+    with safe_open(path, framework="pt") as file:
+        kind = (file.metadata() or {}).get("kind", "")
+    return kind, tensors
 
 
 def _read_weights(path: Path) -> dict[str, Tensor]:

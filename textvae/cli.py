@@ -85,6 +85,13 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--split", default="test", help="train, validation or test (test)")
     evaluate.add_argument("--seed", type=int, default=0, help="of all draws (0)")
 
+    fit = _command(commands, "fit-prior", _fit_prior, "fit a prior to a run's latents, for sampling", run=True)
+    fit.add_argument("file", nargs="?", help="lines of text (the run's training part)")
+    fit.add_argument("--kind", default="gaussian", help="gaussian, mixture or flow (gaussian)")
+    fit.add_argument("--components", type=int, default=10, help="of a mixture (10)")
+    fit.add_argument("--sentences", type=int, default=20_000, help="of the training part at most (20000)")
+    fit.add_argument("--seed", type=int, default=0, help="of the fit (0)")
+
     parts = _command(commands, "parts", _parts, "list what a recipe can name: kinds, options, papers")
     parts.add_argument("family", nargs="?", help="a family or key path, as schedule or objective.* (all)")
     parts.add_argument("--json", action="store_true", help="one JSON object a line")
@@ -193,6 +200,17 @@ def _evaluate(options: argparse.Namespace) -> None:
     width = max(len(name) for name in result)
     for name, value in result.items():
         print(f"{name:<{width}}  {f'{value:.4f}' if isinstance(value, float) else value}")
+
+
+def _fit_prior(options: argparse.Namespace) -> None:
+    from textvae import checkpoint
+
+    vae = _load(options)
+    texts = _lines(options.file) if options.file else vae.corpus_texts("train", options.sentences)
+    prior = vae.fit_prior(texts, kind=options.kind, components=options.components, seed=options.seed)
+    checkpoint.save_prior(options.kind, prior, Path(options.run))
+    row = {"kind": options.kind, "sentences": len(texts), "run": options.run}
+    _print(options, [row], lambda row: f"{row['kind']} prior fitted to {row['sentences']:,} sentences; sample uses it")
 
 
 def _parts(options: argparse.Namespace) -> None:

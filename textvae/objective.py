@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
@@ -62,7 +63,8 @@ class Objective(nn.Module):
         return {name: schedule(step) for name, schedule in self.schedules.items()}
 
     def measure(self, posteriors: Sequence[Distribution], prior: Distribution, z: Tensor) -> dict[str, float]:
-        """Returns term_NAME, each term's value, unweighted, over batches that were scored already.
+        """Returns term_NAME, each term's value, unweighted, over batches that were scored already; of a critic that
+        is held Lipschitz, NAME_lipschitz, its measured constant, too.
 
         Args:
             posteriors: q(z|x), batch by batch.
@@ -71,7 +73,14 @@ class Objective(nn.Module):
         """
         sizes = [posterior.batch_shape[0] for posterior in posteriors]
         draws = z.split(sizes, dim=1)
-        return {
+        some = draws[0][0]
+        # A Wasserstein-1 distance is one only while its critic is Lipschitz: how far it is, is said beside it.
+        constants = {
+            f"{name}_lipschitz": critic.lipschitz(some, prior.sample(torch.Size([len(some)])))
+            for name, critic in self.critics.items()
+            if hasattr(critic, "lipschitz")
+        }
+        return constants | {
             f"term_{name}": sum(
                 float(divergence(posterior, prior, some).mean()) * size
                 for posterior, some, size in zip(posteriors, draws, sizes)

@@ -168,8 +168,8 @@ def main() -> None:
     same = sum(a == b for a, b in zip(beam, beam_reference))
     logits, _ = textbook.step(torch.full((len(z),), BOS), z, textbook.start(z))
     print(
-        f"threads {options.threads}; words a sentence, sampled: ours {statistics.mean(map(len, sampled)):.1f}, textbook "
-        f"{statistics.mean(map(len, reference)):.1f}, longest {max(map(len, sampled))}; beam: "
+        f"threads {options.threads}; words a sentence, sampled: ours {statistics.mean(map(len, sampled)):.1f}, "
+        f"textbook {statistics.mean(map(len, reference)):.1f}, longest {max(map(len, sampled))}; beam: "
         f"{statistics.mean(map(len, beam)):.1f}, {same} of {len(few)} as the textbook's; entropy of the first word "
         f"{torch.distributions.Categorical(logits=logits).entropy().mean():.1f} nats"
     )

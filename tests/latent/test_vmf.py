@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 from scipy import integrate, special, stats
-from torch.distributions import Categorical, MixtureSameFamily, kl_divergence
+from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal, kl_divergence
 
 from textvae.errors import UserError
 from textvae.latent.divergences import kl
@@ -158,3 +158,15 @@ def test_a_pair_without_a_common_space_is_refused_with_what_to_do():
     for build in (lambda: VonMisesFisherPosterior(6, 1), lambda: UniformSpherePrior(1)):
         with pytest.raises(UserError, match="latent_dim: got 1"):
             build()
+
+
+def test_the_reverse_kl_on_the_sphere_is_that_of_quadrature_and_off_it_refused():
+    q = VonMisesFisher(torch.tensor([[1.0, 0.0]], dtype=torch.float64), 3.0)
+    angle = torch.linspace(0, 2 * torch.pi, 20_001, dtype=torch.float64)[:-1]
+    points = torch.stack([angle.cos(), angle.sin()], -1)
+    density = q.log_prob(points[:, None]).squeeze(-1)
+    exact = float((-torch.log(torch.tensor(2 * torch.pi)) - density).mean())
+    uniform = UniformSphere(torch.zeros(2, dtype=torch.float64))
+    assert float(kl_divergence(uniform, q)) == pytest.approx(exact, abs=1e-6)
+    with pytest.raises(UserError, match="infinite"):
+        kl_divergence(Independent(Normal(torch.zeros(1, 2), torch.ones(1, 2)), 1), q)

@@ -7,7 +7,8 @@ import torch
 
 from textvae.nets.decoders import RecurrentDecoder
 
-CASES = list(itertools.product(["lstm", "gru"], [1, 3], [["state"], ["input"], ["state", "input"], ["output"], ["layers", "output"]]))
+Z_TO = [["state"], ["input"], ["state", "input"], ["output"], ["layers", "output"]]
+CASES = list(itertools.product(["lstm", "gru"], [1, 3], Z_TO))
 
 
 @pytest.mark.parametrize(("cell", "layers", "z_to"), CASES)

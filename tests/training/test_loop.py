@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 import textvae
 from textvae.checkpoint import latest_checkpoint
 from textvae.errors import CheckpointError, UserError
+from textvae.latent.divergences import DIVERGENCES
 from textvae.recipe import Recipe
 from textvae.training import train
 
@@ -308,3 +309,13 @@ def test_every_posterior_and_prior_trains_evaluates_and_samples(values, tmp_path
     assert len(vae.sample(3, seed=0)) == 3
     assert vae.sample(3, seed=0) == vae.sample(3, seed=0)
     assert len(vae.interpolate("the cat sees the dog", "the bird", 3)) == 3
+
+
+@pytest.mark.parametrize("kind", list(DIVERGENCES))
+def test_every_divergence_trains(values, tmp_path, kind):
+    values["objective"] = {"kl": {"kind": "kl", "weight": 0.1}, "held": {"kind": kind, "weight": 0.1}}
+    run = train(recipe(values, max_steps=4, evaluate_every=2, log_every=1), tmp_path / "run", quiet=True)
+    assert all(row["gradient_norm"] > 0 for row in rows(run, "train"))
+    last = rows(run, "validation")[-1]
+    assert last["loss"] == pytest.approx(last["reconstruction"] + 0.1 * last["term_kl"] + 0.1 * last["term_held"])
+    assert ("held_lipschitz" in last) == (kind in ("wasserstein_critic", "adversarial"))

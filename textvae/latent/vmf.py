@@ -214,6 +214,22 @@ def _kl_other_uniform(q: Distribution, p: UniformSphere) -> Tensor:
     )
 
 
+@register_kl(UniformSphere, VonMisesFisher)  # type: ignore[untyped-decorator]
+def _kl_uniform_vmf(q: UniformSphere, p: VonMisesFisher) -> Tensor:
+    """KL = -log area - log C_D(kappa): the mean of mu.x over the sphere is 0."""
+    nats = -log_sphere_area(p.event_shape[0]) - p.log_normalizer
+    return p.loc.new_full(p.batch_shape, nats)
+
+
+@register_kl(UniformSphere, Distribution)  # type: ignore[untyped-decorator]
+@register_kl(Distribution, VonMisesFisher)  # type: ignore[untyped-decorator]
+def _kl_sphere_and_other(q: Distribution, p: Distribution) -> Tensor:
+    raise UserError(
+        f"{type(q).__name__} and {type(p).__name__} do not lie on the same set (one is on the unit sphere): the KL "
+        "of one from the other is infinite"
+    )
+
+
 def check_sphere(latent_dim: int, kind: str) -> None:
     """Raises UserError where a sphere of R^latent_dim has no directions to go in."""
     if latent_dim < 2:

@@ -56,11 +56,16 @@ class SoftmaxOutput(nn.Module):
                 # The fused form asks for a value in its backward pass, which would stop the device.
                 logits = F.linear(hidden, self.weight, self.bias).float()
                 return -F.cross_entropy(logits, targets, reduction="none", label_smoothing=smoothing)
-            result: Tensor = _LogProbability.apply(hidden, self.weight, self.bias, targets, piece, smoothing)  # type: ignore[no-untyped-call]
+            result: Tensor = _LogProbability.apply(  # type: ignore[no-untyped-call]
+                hidden, self.weight, self.bias, targets, piece, smoothing
+            )
             return result
         weight, bias = self.weight.to(hidden.dtype), None if self.bias is None else self.bias.to(hidden.dtype)
         return torch.cat(
-            [_log_probability(h, weight, bias, t, smoothing)[0] for h, t in zip(hidden.split(piece), targets.split(piece))]
+            [
+                _log_probability(h, weight, bias, t, smoothing)[0]
+                for h, t in zip(hidden.split(piece), targets.split(piece))
+            ]
         )
 
 

@@ -131,6 +131,7 @@ class Telemetry:
                 f"KL {numbers['kl']:6.2f}  {shown}  MI {numbers['mutual_information']:5.2f}  "
                 f"AU {numbers['active_units']:.0f}/{self.recipe.model.latent_dim}"
             )
+        parts += [f"{key.replace('_', ' ')} {numbers[key]:.3g}" for key in numbers if key.endswith("_lipschitz")]
         parts.append(f"-ELBO {numbers['nll_elbo']:7.2f}  PPL {numbers['ppl_elbo']:8.2f}  {elapsed_s / 60:5.1f} min")
         return "  ".join(parts) + (" *" if gained else "")
 
