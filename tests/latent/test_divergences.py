@@ -75,6 +75,17 @@ def test_free_bits_by_sentence_floor_each_sentence():
     torch.testing.assert_close(value, torch.tensor([2.0, 5.0]).double())
 
 
+@pytest.mark.parametrize(("free_nats", "expected", "flows"), [(2.0, 2.5025, True), (3.0, 3.0, False)])
+def test_free_bits_by_batch_floor_the_mean_over_sentences(free_nats, expected, flows):
+    # KLs of 0.005 and 5 nats: each |mean|^2 / 2.
+    mean = torch.tensor([[0.1, 0.0], [3.0, 1.0]], dtype=torch.float64, requires_grad=True)
+    posterior = Independent(Normal(mean, torch.ones_like(mean)), 1)
+    value = KL(free_nats=free_nats, free_per="batch")(posterior, standard(2), mean[None])
+    torch.testing.assert_close(value, torch.tensor(expected).double())
+    (gradient,) = torch.autograd.grad(value, mean)
+    assert bool(gradient.abs().sum() > 0) == flows
+
+
 def numeric(integrand, q, p) -> float:
     lowest, highest = (f(q.mean() + s * 14 * q.std(), p.mean() + s * 14 * p.std()) for f, s in ((min, -1), (max, 1)))
     points = sorted([q.mean(), p.mean()])

@@ -87,6 +87,7 @@ class KL:
     Args:
         free_nats: nats that cost nothing: where the KL is below, its gradient stops.
         free_per: "sentence": each sentence's KL counts as max(KL, free_nats).
+            "batch": max(mean KL over the batch, free_nats), over all processes' sentences.
             "dimension": sum_d max(mean over the batch of KL_d, free_nats / D), so that a dimension under its
             share drops out, over all processes' sentences (Kingma 2016, arXiv 1606.04934, equation 16;
             Li 2019, arXiv 1909.00868, takes 8 nats on 32 dimensions). Needs diagonal Gaussians.
@@ -98,17 +99,19 @@ class KL:
         self,
         *,
         free_nats: Annotated[float, Field(ge=0)] = 0.0,
-        free_per: Literal["dimension", "sentence"] = "dimension",
+        free_per: Literal["dimension", "sentence", "batch"] = "dimension",
     ) -> None:
         self.free_nats = free_nats
         self.free_per = free_per
 
     def __call__(self, posterior: Distribution, prior: Distribution, z: Tensor) -> Tensor:
-        """Returns (B,) nats, or () nats where free bits are taken by dimension."""
+        """Returns (B,) nats, or () nats where free bits are taken by dimension or batch."""
         if self.free_nats == 0:
             return kl(posterior, prior, z)
         if self.free_per == "sentence":
             return kl(posterior, prior, z).clamp_min(self.free_nats)
+        if self.free_per == "batch":
+            return gather_rows(kl(posterior, prior, z)).mean().clamp_min(self.free_nats)
         by_dimension = kl_by_dimension(posterior, prior)
         if by_dimension is None:
             raise ValueError(
