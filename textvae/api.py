@@ -40,7 +40,7 @@ def load(run: str | Path, *, device: str | torch.device = "cpu", trust_code: boo
         CheckpointError: no run, or a damaged one.
         UserError: the recipe needs code and `trust_code` is false.
     """
-    folder = Path(run)
+    folder, device = Path(run), _device(device)
     if not (folder / checkpoint.RECIPE).is_file():
         raise CheckpointError(f"{folder}: holds no run ({checkpoint.RECIPE} is missing)")
     recipe = recipe_file.load(folder / checkpoint.RECIPE)
@@ -56,6 +56,16 @@ def load(run: str | Path, *, device: str | torch.device = "cpu", trust_code: boo
     if found is not None:
         vae.fitted_prior = fitted.restore(*found)
     return vae
+
+
+def _device(name: str | torch.device) -> torch.device:
+    """The device of that name, if the machine has it."""
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UserError(f"device: got {str(name)!r}, which this machine cannot use; cpu always works") from error
+    return device
 
 
 class TextVAE:

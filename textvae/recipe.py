@@ -7,10 +7,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
+from textvae.errors import suggest
+
 Count = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0.0, lt=1.0)]
 Part = Literal["train", "validation", "test"]
 PARTS: tuple[Part, ...] = ("train", "validation", "test")
+# What an evaluation while training measures, besides each term by its name.
+MONITORS = ("loss", "reconstruction", "kl", "nll_elbo", "ppl_elbo", "mutual_information", "active_units")
 SOURCES = ("hub", "files", "folder", "grammar")
 
 
@@ -279,6 +283,10 @@ class Recipe(Frozen):
                 f"{names}: a language model (model.latent_dim: 0) has no latent to hold to a prior; "
                 "set the term to null"
             )
+        measured = [*MONITORS, *(f"term_{name}" for name in self.objective.terms)]
+        if self.training.monitor not in measured:
+            found = f"got {self.training.monitor!r}, which is no figure of an evaluation"
+            raise ValueError(f"training.monitor: {found}{suggest(self.training.monitor, measured)}")
         if self.model.latent_dim == 0 and self.training.aggressive is not None:
             raise ValueError("training.aggressive: a language model (model.latent_dim: 0) has no encoder to train")
         if self.training.aggressive is not None and self.data.streaming:

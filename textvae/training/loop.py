@@ -14,9 +14,11 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.tracking import get_available_trackers
+from accelerate.utils import LoggerType
 
 from textvae import checkpoint
-from textvae.errors import TrainingError
+from textvae.errors import TrainingError, UserError, suggest
 from textvae.evaluation.report import quick
 from textvae.recipe import Recipe, parse_duration
 from textvae.schedules import Plateau
@@ -55,6 +57,7 @@ def train(
     folder = Path(out)
     if recipe.training.threads is not None:
         torch.set_num_threads(recipe.training.threads)
+    _check_machine(recipe)
     # accelerate keeps the first training's precision for the whole process; a second may want another.
     AcceleratorState._reset_state()
     accelerator = Accelerator(
@@ -74,6 +77,20 @@ def train(
         finally:
             telemetry.close()
     return folder
+
+
+def _check_machine(recipe: Recipe) -> None:
+    """What the recipe asks of this machine, said before anything is read or written."""
+    training = recipe.training
+    if training.precision == "fp16" and not torch.cuda.is_available():
+        raise UserError("training.precision: got fp16, which needs a GPU, and there is none; take bf16 or fp32")
+    known = [str(kind) for kind in LoggerType if kind != LoggerType.ALL]
+    installed = [str(kind) for kind in get_available_trackers()]
+    for name in training.trackers:
+        if name not in known:
+            raise UserError(f"training.trackers: got {name!r}{suggest(name, known)}")
+        if name not in installed:
+            raise UserError(f"training.trackers: {name} is not installed; pip install {name}, or leave it out")
 
 
 def _run(
@@ -167,8 +184,6 @@ def _evaluate(
         position.aggressive = False
         telemetry.note("mutual information has fallen: the encoder's own steps end here")
     position.evaluated, position.numbers = position.step, numbers
-    if training.monitor not in numbers:
-        raise TrainingError(f"training.monitor: got {training.monitor!r}; known: {', '.join(sorted(numbers))}")
     value = numbers[training.monitor]
     # More is better only for these; every other figure is a cost.
     sign = -1.0 if training.monitor in ("mutual_information", "active_units") else 1.0

@@ -1,0 +1,112 @@
+"""The machine's limit: what the products of matrices alone would take.
+
+A product of (n, a) and (a, b) is 2 n a b operations. Per token, with E embedding, H hidden, D latent dimensions and
+V words, an LSTM-VAE with one layer each multiplies by
+
+    encoder   4H (E + H)          four gates: the word, the state before
+    decoder   4H (E + D + H)      the word and z, the state before
+    output    H V
+
+so that forward is 2 x (their sum), and training is 3 x 2 x (encoder + decoder + output): forward, gradient by input,
+gradient by weight. Scoring, and a step of generation, is 2 x (decoder + output), the forward third without the
+encoder, whose share is nothing with 500 samples a sentence. Encoding is 2 x encoder. Beam search does 2 x (decoder +
+output) a hypothesis and step; its hypotheses are counted while it runs. Nothing else is counted (embedding, softmax,
+gates, optimiser, z's first state), though some must be done, so that 100 % cannot be reached. The count is of the
+model as it is written down: code that finds a product twice and does it once is rewarded.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+
+from tests.benchmarks.sizes import Sizes
+
+BLOCK_S, BLOCKS = 0.04, 3
+
+
+class Operations(NamedTuple):
+    """Per token, by the shape of the product they stand in."""
+
+    at_once: float  # of the input, for all steps of all sentences
+    by_step: float  # of the state, one step of all sentences
+    output: float
+
+    @property
+    def total(self) -> float:
+        return sum(self)
+
+
+def training(sizes: Sizes) -> Operations:
+    _, embedding, hidden, latent = sizes
+    words = 4 * hidden * (2 * embedding + latent)
+    states = 2 * 4 * hidden * hidden
+    # The states' gradient by weight needs no step to wait for another.
+    return Operations(3 * 2 * words + 2 * states, 2 * 2 * states, 3 * 2 * hidden * sizes.vocabulary)
+
+
+def scoring(sizes: Sizes) -> Operations:
+    vocabulary, embedding, hidden, latent = sizes
+    return Operations(2 * 4 * hidden * (embedding + latent), 2 * 4 * hidden * hidden, 2 * hidden * vocabulary)
+
+
+def encoding(sizes: Sizes) -> Operations:
+    return Operations(2 * 4 * sizes.hidden * sizes.embedding, 2 * 4 * sizes.hidden * sizes.hidden, 0)
+
+
+class Machine:
+    """Measures products at the sizes of a model's work.
+
+    Args:
+        sizes: the model's.
+        tokens: real tokens worked on at once (rows of the input and output products).
+        rows: sentences worked on at once (rows of the products of a step).
+        device: cpu or cuda.
+    """
+
+    def __init__(self, sizes: Sizes, tokens: int, rows: int, device: torch.device) -> None:
+        self.device = device
+        self.shapes = {
+            "at_once": (tokens, sizes.embedding, 4 * sizes.hidden),
+            "by_step": (rows, sizes.hidden, 4 * sizes.hidden),
+            "output": (tokens, sizes.hidden, sizes.vocabulary),
+        }
+
+    def rates(self) -> Operations:
+        """Returns operations/s of each kind of product."""
+        return Operations(**{name: self._rate(*shape) for name, shape in self.shapes.items()})
+
+    def _rate(self, rows: int, inner: int, columns: int) -> float:
+        # At most 2**24 results, so that it is the product that is measured and not the memory behind it.
+        rows = max(1, min(rows, 2**24 // columns))
+        a, b = torch.randn(rows, inner, device=self.device), torch.randn(inner, columns, device=self.device)
+        out = torch.empty(rows, columns, device=self.device)
+
+        def product() -> None:
+            torch.mm(a, b, out=out)
+
+        timed(product, self.device)
+        count = max(1, int(BLOCK_S / max(timed(product, self.device), 1e-9)))
+
+        def block() -> None:
+            for _ in range(count):
+                product()
+
+        return 2.0 * rows * inner * columns * count / min(timed(block, self.device) for _ in range(BLOCKS))
+
+
+def timed(function: Callable[[], object], device: torch.device) -> float:
+    """Returns seconds, the device's work included."""
+    _wait(device)
+    begin = time.perf_counter()
+    function()
+    _wait(device)
+    return time.perf_counter() - begin
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
