@@ -31,7 +31,7 @@ class Nearest(NamedTuple):
     exact: bool  # whether none can be nearer; else distance is an upper bound
 
 
-def self_bleu(texts: Sequence[str], *, order: int = 4, tokens: Tokens = str.split) -> float:
+def self_bleu(texts: Sequence[str], *, order: int = BLEU_ORDER, tokens: Tokens = str.split) -> float:
     """Returns the mean BLEU of each sample against all the others as its references, 0 to 100: high is little variety.
 
     Each sample's BLEU is sacrebleu's sentence BLEU (exponential smoothing, effective order: a text of 2 tokens is
