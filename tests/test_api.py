@@ -9,7 +9,7 @@ from conftest import sentences
 
 import textvae
 from textvae.errors import CheckpointError, UserError
-from textvae.recipe import Recipe
+from textvae.recipe import Recipe, Section
 from textvae.training import train
 
 
@@ -211,3 +211,10 @@ def test_a_prior_fitted_to_the_latents_is_saved_and_sampled_from(run, tmp_path, 
     spread = (means.var(0) + scales.square().mean(0)).sqrt()
     torch.testing.assert_close(z.std(0), spread, atol=slack, rtol=0.1)
     assert after.sample(5, seed=0) == textvae.load(moved).sample(5, seed=0)
+
+
+def test_texts_of_characters_are_compared_by_character(run):
+    vae = textvae.load(run)
+    assert vae._units(["ab c"]) == ["ab c"]
+    vae.recipe = vae.recipe.model_copy(update={"tokenizer": Section(kind="character")})
+    assert vae._units(["ab c"]) == ["a b \u2581 c"]

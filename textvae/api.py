@@ -25,6 +25,7 @@ from textvae.text import corpora, encoding, grammar, tokenizers
 from textvae.text.batching import ListStore, TokenStore, collate, evaluation_batches
 from textvae.types import Batch, Tokenizer
 
+BY_CHARACTER = ("character", "byte")  # tokenizers without words
 ROWS = 512  # sentences generated at once
 
 
@@ -285,8 +286,9 @@ class TextVAE:
             iw_samples=settings.iw_samples,
             batch_tokens=settings.batch_tokens,
             generator=self._generator(seed),
-            references=references,
-            reconstruct=lambda: self.reconstruct(references),
+            references=self._units(references),
+            reconstruct=lambda: self._units(self.reconstruct(references)),
+            bleu_tokenize="none" if self.recipe.tokenizer.kind in ("word", *BY_CHARACTER) else "13a",
         )
         if recipe.data.grammar is not None:
             # What the best possible model reaches, in nats a sentence.
@@ -299,6 +301,12 @@ class TextVAE:
         if split not in parts:
             raise UserError(f"the corpus has no part {split!r}{suggest(split, parts)}")
         return [row["text"] for row in itertools.islice(parts[split], at_most)]
+
+    def _units(self, texts: list[str]) -> list[str]:
+        """The texts with a space between what counts as a word when they are compared: characters, where they are."""
+        if self.recipe.tokenizer.kind not in BY_CHARACTER:
+            return texts
+        return [" ".join(text.replace(" ", "\u2581")) for text in texts]
 
     def _batches(self, texts: Sequence[str]) -> Iterator[tuple[Any, Batch]]:
         store = ListStore(self.tokenizer.encode(list(texts)))
