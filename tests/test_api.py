@@ -9,7 +9,8 @@ from conftest import sentences
 
 import textvae
 from textvae.errors import CheckpointError, UserError
-from textvae.recipe import Recipe, Section
+from textvae.evaluation.whole import spaced
+from textvae.recipe import Recipe
 from textvae.training import train
 
 
@@ -213,8 +214,23 @@ def test_a_prior_fitted_to_the_latents_is_saved_and_sampled_from(run, tmp_path, 
     assert after.sample(5, seed=0) == textvae.load(moved).sample(5, seed=0)
 
 
-def test_texts_of_characters_are_compared_by_character(run):
-    vae = textvae.load(run)
-    assert vae._units(["ab c"]) == ["ab c"]
-    vae.recipe = vae.recipe.model_copy(update={"tokenizer": Section(kind="character")})
-    assert vae._units(["ab c"]) == ["a b \u2581 c"]
+def test_texts_of_characters_are_compared_by_character():
+    assert spaced(["ab c"], "word") == ["ab c"]
+    assert spaced(["ab c"], "character") == ["a b \u2581 c"]
+
+
+def test_evaluate_describes_samples_and_paths_where_they_are_asked_for(vae, run, capfdbinary):
+    result = vae.evaluate("test", samples=40, paths=4)
+    assert 0 <= result["edit_distance"] <= 1
+    assert result["samples"]["count"] == 40
+    assert 0 < result["samples"]["distinct_1"] <= 1
+    assert result["samples"]["novelty"] == pytest.approx(
+        sum(text not in set(vae.corpus_texts("train", 10_000)) for text in vae.sample(40, seed=0)) / 40
+    )
+    assert result["paths"]["count"] == 4
+    from textvae.cli import main
+
+    assert main(["evaluate", str(run), "--samples", "20", "--paths", "2"]) == 0
+    shown = capfdbinary.readouterr().out.decode()
+    assert "samples.self_bleu" in shown
+    assert "paths.monotonicity" in shown

@@ -16,7 +16,7 @@ PACKAGE = ROOT / "textvae"
 LAYERS = [
     {"errors", "types", "registry", "recipe_yaml"},
     {"recipe", "distributed", "_version"},
-    {"recipe_file", "schedules", "control", "optimizers"},
+    {"recipe_file", "recipe_schema", "schedules", "control", "optimizers"},
     {"text", "latent", "nets", "objective"},
     {"model"},
     {"build", "parts"},
@@ -24,7 +24,7 @@ LAYERS = [
     {"generation"},
     {"evaluation"},
     {"api", "plots"},
-    {"training", "explorer"},
+    {"training", "explorer", "sklearn"},
     {"cli"},
     {"__main__"},
 ]

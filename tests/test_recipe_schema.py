@@ -9,7 +9,7 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from textvae import recipe_file, recipe_yaml
+from textvae import recipe_file, recipe_schema, recipe_yaml
 
 RECIPES = sorted((Path(__file__).resolve().parents[1] / "recipes").glob("*.yaml"))
 quick = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -24,7 +24,7 @@ def families():
 
 @pytest.fixture(scope="module")
 def schema(families):
-    found = recipe_file.json_schema(families)
+    found = recipe_schema.json_schema(families)
     jsonschema.Draft202012Validator.check_schema(found)
     return found
 

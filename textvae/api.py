@@ -12,7 +12,7 @@ from torch import Tensor
 
 from textvae import build, checkpoint, recipe_file
 from textvae.errors import CheckpointError, UserError, suggest
-from textvae.evaluation import bounds, report
+from textvae.evaluation import bounds, whole
 from textvae.generation.latent import path as latent_path
 from textvae.generation.search import generate
 from textvae.latent import fitted
@@ -21,11 +21,10 @@ from textvae.latent.posteriors import Point
 from textvae.latent.vmf import VonMisesFisher
 from textvae.model import SequenceVAE
 from textvae.recipe import Generation, Recipe
-from textvae.text import corpora, encoding, grammar, tokenizers
-from textvae.text.batching import ListStore, TokenStore, collate, evaluation_batches
+from textvae.text import corpora, tokenizers
+from textvae.text.batching import ListStore, collate, evaluation_batches
 from textvae.types import Batch, Tokenizer
 
-BY_CHARACTER = ("character", "byte")  # tokenizers without words
 ROWS = 512  # sentences generated at once
 
 
@@ -128,7 +127,7 @@ class TextVAE:
         if z.dim() != 2 or z.shape[1] != self.latent_dim:
             raise UserError(f"z: got shape {tuple(z.shape)}; it must be (N, {self.latent_dim})")
         settings = self._settings(options)
-        generator = self._generator(seed)
+        generator = self.generator(seed)
         ids: list[list[int]] = []
         with torch.inference_mode():
             for part in z.to(self.device).split(ROWS):
@@ -247,53 +246,44 @@ class TextVAE:
                         "ppl_elbo": bounds.perplexity(nll, tokens),
                     }
         if iw_samples is not None:
-            generator = self._generator(seed)
+            generator = self.generator(seed)
             for row, sentence in enumerate(sentences):
-                batch = self._on_device(collate([sentence], self.tokenizer.pad_id))
+                batch = self.on_device(collate([sentence], self.tokenizer.pad_id))
                 estimate = bounds.iw_nll(self.model, [batch], samples=iw_samples, generator=generator)
                 rows_of[row]["nll_iw"] = float(estimate.nll[0])
         return rows_of
 
-    def evaluate(self, split: str = "test", *, recipe: Recipe | None = None, seed: int = 0) -> dict[str, Any]:
+    def evaluate(
+        self,
+        split: str = "test",
+        *,
+        recipe: Recipe | None = None,
+        seed: int = 0,
+        samples: int = 0,
+        paths: int = 0,
+        molecules: bool = False,
+    ) -> dict[str, Any]:
         """Returns the figures of a part of the corpus; see `textvae.evaluation.report`.
 
         Args:
             split: train, validation or test.
             recipe: gives the corpus and the evaluation's settings; the run's own where absent.
             seed: of all draws.
+            samples: adds `samples`, figures of so many samples beside the corpus (`evaluation.suite.of_samples`).
+            paths: adds `paths`, figures of so many interpolations of 7 steps between sentences of the part.
+            molecules: adds `molecules`, figures of the samples as SMILES (`evaluation.molecules.figures`).
+
+        Returns:
+            `textvae.evaluation.report.evaluate`'s figures; chrf, edit_distance and by_length of the
+            reconstructions; on the built-in corpus corpus_entropy (nats a sentence); and what was asked for.
 
         Raises:
             UserError: the corpus has no such part, or cannot be read.
+            MissingExtraError: molecules without rdkit.
         """
-        recipe = recipe or self.recipe
-        corpus = corpora.load(recipe.data)
-        encoded = encoding.encode(corpus, self.tokenizer, recipe.data)
-        if split not in encoded.parts:
-            raise UserError(f"--split: the corpus has no part {split!r}{suggest(split, encoded.parts)}")
-        store = TokenStore(encoded.parts[split])
-        if not len(store):
-            raise UserError(f"--split: the part {split!r} has no sentence")
-        pad_id, settings = self.tokenizer.pad_id, recipe.evaluation
-        sentences = [store[row].tolist() for row in range(min(len(store), settings.bleu_sentences))]
-        references = self.tokenizer.decode(sentences)
-
-        def batches() -> Iterator[Batch]:
-            return (self._on_device(batch) for _, batch in evaluation_batches(store, pad_id))
-
-        result = report.evaluate(
-            self.model,
-            batches,
-            iw_samples=settings.iw_samples,
-            batch_tokens=settings.batch_tokens,
-            generator=self._generator(seed),
-            references=self._units(references),
-            reconstruct=lambda: self._units(self.reconstruct(references)),
-            bleu_tokenize="none" if self.recipe.tokenizer.kind in ("word", *BY_CHARACTER) else "13a",
+        return whole.evaluate(
+            self, split, recipe=recipe or self.recipe, seed=seed, samples=samples, paths=paths, molecules=molecules
         )
-        if recipe.data.grammar is not None:
-            # What the best possible model reaches, in nats a sentence.
-            result["corpus_entropy"] = grammar.entropy()
-        return {"split": split, **result}
 
     def corpus_texts(self, split: str, at_most: int) -> list[str]:
         """Returns the first sentences of a part of the run's corpus."""
@@ -302,18 +292,13 @@ class TextVAE:
             raise UserError(f"the corpus has no part {split!r}{suggest(split, parts)}")
         return [row["text"] for row in itertools.islice(parts[split], at_most)]
 
-    def _units(self, texts: list[str]) -> list[str]:
-        """The texts with a space between what counts as a word when they are compared: characters, where they are."""
-        if self.recipe.tokenizer.kind not in BY_CHARACTER:
-            return texts
-        return [" ".join(text.replace(" ", "\u2581")) for text in texts]
-
     def _batches(self, texts: Sequence[str]) -> Iterator[tuple[Any, Batch]]:
         store = ListStore(self.tokenizer.encode(list(texts)))
         for rows, batch in evaluation_batches(store, self.tokenizer.pad_id):
-            yield torch.from_numpy(rows), self._on_device(batch)
+            yield torch.from_numpy(rows), self.on_device(batch)
 
-    def _on_device(self, batch: Batch) -> Batch:
+    def on_device(self, batch: Batch) -> Batch:
+        """Returns the batch where the model is."""
         return Batch(*(tensor.to(self.device) for tensor in batch))
 
     def _settings(self, options: dict[str, Any]) -> Generation:
@@ -322,7 +307,8 @@ class TextVAE:
             options = {"temperature": 1.0, "top_k": None, "top_p": None, **options}
         return recipe_file.with_options(self.recipe.generation, options, "generation")
 
-    def _generator(self, seed: int | None) -> torch.Generator:
+    def generator(self, seed: int | None) -> torch.Generator:
+        """Returns a random stream on the model's device; a new one each time where there is no seed."""
         generator = torch.Generator(device=self.device)
         if seed is None:
             generator.seed()

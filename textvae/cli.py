@@ -6,7 +6,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -84,6 +84,9 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("overrides", nargs="*", metavar="key=value", help="as data.files={test: mine.txt}")
     evaluate.add_argument("--split", default="test", help="train, validation or test (test)")
     evaluate.add_argument("--seed", type=int, default=0, help="of all draws (0)")
+    evaluate.add_argument("--samples", type=int, default=0, metavar="N", help="figures of N samples, too")
+    evaluate.add_argument("--paths", type=int, default=0, metavar="N", help="figures of N interpolations, too")
+    evaluate.add_argument("--molecules", action="store_true", help="figures of the samples as SMILES, too")
 
     fit = _command(commands, "fit-prior", _fit_prior, "fit a prior to a run's latents, for sampling", run=True)
     fit.add_argument("file", nargs="?", help="lines of text (the run's training part)")
@@ -193,13 +196,39 @@ def _evaluate(options: argparse.Namespace) -> None:
         from textvae.checkpoint import RECIPE
 
         recipe = recipe_file.load(Path(options.run) / RECIPE, options.overrides)
-    result = vae.evaluate(options.split, recipe=recipe, seed=options.seed)
+    result = vae.evaluate(
+        options.split,
+        recipe=recipe,
+        seed=options.seed,
+        samples=options.samples,
+        paths=options.paths,
+        molecules=options.molecules,
+    )
     if options.json:
         print(json.dumps(result))
         return
-    width = max(len(name) for name in result)
+    rows = list(_flat(result))
+    width = max(len(name) for name, _ in rows)
+    for name, value in rows:
+        print(f"{name:<{width}}  {value}")
+
+
+def _flat(result: dict[str, Any], path: str = "") -> Iterator[tuple[str, str]]:
+    """Each figure with its key path, as text."""
     for name, value in result.items():
-        print(f"{name:<{width}}  {f'{value:.4f}' if isinstance(value, float) else value}")
+        if isinstance(value, dict):
+            yield from _flat(value, f"{path}{name}.")
+        elif isinstance(value, list) and value and isinstance(value[0], dict):
+            for row in value:
+                yield f"{path}{name}", ", ".join(f"{key} {_shown(item)}" for key, item in row.items())
+        else:
+            yield f"{path}{name}", _shown(value)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, list):
+        return " ".join(map(_shown, value))
+    return f"{value:.4f}" if isinstance(value, float) else "-" if value is None else str(value)
 
 
 def _fit_prior(options: argparse.Namespace) -> None:
@@ -237,7 +266,7 @@ def _show(options: argparse.Namespace) -> None:
 
 def _schema(options: argparse.Namespace) -> None:
     from textvae.build import FAMILIES
-    from textvae.recipe_file import json_schema
+    from textvae.recipe_schema import json_schema
 
     print(json.dumps(json_schema(FAMILIES), indent=2))
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from statistics import NormalDist
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -51,6 +52,15 @@ class ImportanceWeighted(NamedTuple):
     tokens: Tensor  # (N,) int64 target tokens
 
 
+class Interval(NamedTuple):
+    """A confidence interval of a mean over sentences, in the unit of the values."""
+
+    low: float
+    high: float
+    level: float  # 0.95
+    method: str  # bootstrap or normal
+
+
 @contextlib.contextmanager
 def evaluating(model: torch.nn.Module) -> Iterator[None]:
     """The model in evaluation mode and without gradients; each module's mode is put back afterwards."""
@@ -78,6 +88,105 @@ def perplexity(nats: float, tokens: float) -> float:
     if math.isnan(exponent):
         return math.nan
     return math.exp(exponent) if exponent < LARGEST_EXPONENT else math.inf
+
+
+def bits_per_character(nats: float, characters: float) -> float:
+    """Returns nats / (characters ln 2), corpus level; of one text the same, whatever its tokens are.
+
+    Args:
+        nats: total.
+        characters: total, the end of each sentence counted as one (`counts`).
+
+    Raises:
+        UserError: no characters.
+    """
+    if characters <= 0:
+        raise UserError(f"bits a character need characters, and there are {characters}")
+    return nats / (characters * math.log(2))
+
+
+def word_perplexity(nats: float, words: float) -> float:
+    """Returns exp(nats / words), corpus level; comparable between tokenizers, as `perplexity` is not.
+
+    Args:
+        nats: total.
+        words: total, the end of each sentence counted as one (`counts`).
+
+    Raises:
+        UserError: no words.
+    """
+    if words <= 0:
+        raise UserError(f"perplexity a word needs words, and there are {words}")
+    return perplexity(nats, words)
+
+
+def counts(texts: Iterable[str]) -> tuple[int, int]:
+    """Returns the words (by `split()`) and characters of texts, the end of each text counted as one of either."""
+    words = characters = 0
+    for text in texts:
+        words, characters = words + len(text.split()) + 1, characters + len(text) + 1
+    return words, characters
+
+
+def confidence_interval(
+    nll: Tensor,
+    *,
+    level: float = 0.95,
+    method: Literal["bootstrap", "normal"] = "bootstrap",
+    resamples: int = 2000,
+    generator: torch.Generator | None = None,
+) -> Interval:
+    """Returns the interval of the mean NLL over sentences, for the chance by which these sentences were drawn.
+
+    bootstrap: the percentiles of the means of N sentences drawn with replacement; normal: mean +- z std / root(N).
+    Both take in the noise of an importance-weighted estimate, for it is in the values, but not its bias (an upper
+    bound in expectation), nor the spread between trainings. The bootstrap is a little narrow for few sentences, by
+    about root((N - 1) / N).
+
+    Args:
+        nll: (N,) nats a sequence, N at least 2.
+        level: share of such intervals that hold the mean of all sentences, between 0 and 1.
+        method: "bootstrap" or "normal".
+        resamples: of the bootstrap.
+        generator: of the bootstrap, on the CPU.
+
+    Raises:
+        UserError: fewer than 2 sentences, values that are not finite, or an argument out of range.
+
+    References:
+        Efron 1979 (Annals of Statistics 7).
+    """
+    values = float64(nll).cpu()
+    if values.dim() != 1 or len(values) < 2:
+        raise UserError(f"a confidence interval needs at least 2 sentences; got values of shape {tuple(values.shape)}")
+    if not bool(values.isfinite().all()):
+        raise UserError("a confidence interval needs finite values; a sentence's is not")
+    if not 0 < level < 1:
+        raise UserError(f"level: got {level}; it must lie between 0 and 1")
+    if method == "normal":
+        reach = NormalDist().inv_cdf(0.5 + level / 2) * float(values.std()) / math.sqrt(len(values))
+        return Interval(float(values.mean()) - reach, float(values.mean()) + reach, level, method)
+    if method != "bootstrap":
+        raise UserError(f"method: got {method!r}; known: bootstrap, normal")
+    means = bootstrap_means(values[:, None], resamples, generator)[:, 0]
+    low, high = torch.quantile(means, torch.tensor([0.5 - level / 2, 0.5 + level / 2], dtype=means.dtype)).tolist()
+    return Interval(low, high, level, method)
+
+
+def bootstrap_means(values: Tensor, resamples: int, generator: torch.Generator | None = None) -> Tensor:
+    """Returns the means of rows drawn with replacement, (resamples, K), for values (N, K); the same rows for all K.
+
+    Raises:
+        UserError: fewer than 1 resample.
+    """
+    if resamples < 1:
+        raise UserError(f"resamples: got {resamples}; at least 1 is needed")
+    count = len(values)
+    means = values.new_empty(resamples, values.shape[1])
+    for row in range(resamples):
+        chosen = torch.randint(count, (count,), generator=generator)
+        means[row] = values[chosen].mean(0)
+    return means
 
 
 def draw(posterior: Distribution, samples: int, generator: torch.Generator | None) -> Tensor:
@@ -172,8 +281,19 @@ def iw_nll(
                 parts.append((nll, torch.full_like(nll, samples), torch.zeros_like(nll), batch.lengths))
             else:
                 weights = _log_weights(model, batch, samples, batch_tokens, generator)
-                parts.append((*_estimate(weights), batch.lengths))
+                parts.append((*estimate(weights), batch.lengths))
     return ImportanceWeighted(*joined(parts))
+
+
+def estimate(log_weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns -log of the mean weight, effective sample size and standard error, (B,) each, of (S, B) log weights."""
+    count = log_weights.shape[0]
+    log_sum = torch.logsumexp(log_weights, 0)  # (B,)
+    normalized = torch.exp(log_weights - log_sum)  # (S, B), sums to 1
+    effective = 1.0 / normalized.square().sum(0)
+    # Delta method: the variance of a mean's logarithm is that of the mean over its square.
+    variance = (normalized * count).var(0) / count if count > 1 else torch.full_like(log_sum, math.nan)
+    return math.log(count) - log_sum, effective, variance.sqrt()
 
 
 def joined(parts: Sequence[Sequence[Tensor]]) -> list[Tensor]:
@@ -206,13 +326,3 @@ def _log_weights(
         rate = float64(posterior.log_prob(z)) - float64(prior.log_prob(z))
         parts.append(float64(model.log_likelihood(batch, z)) - rate)
     return torch.cat(parts)
-
-
-def _estimate(log_weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    count = log_weights.shape[0]
-    log_sum = torch.logsumexp(log_weights, 0)  # (B,)
-    normalized = torch.exp(log_weights - log_sum)  # (S, B), sums to 1
-    effective = 1.0 / normalized.square().sum(0)
-    # Delta method: the variance of a mean's logarithm is that of the mean over its square.
-    variance = (normalized * count).var(0) / count if count > 1 else torch.full_like(log_sum, math.nan)
-    return math.log(count) - log_sum, effective, variance.sqrt()

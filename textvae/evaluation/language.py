@@ -108,7 +108,7 @@ def language_model(
     tokenizer = tokenizer or tokenizers.train({"kind": "word"}, itertools.chain(texts, validation))
     train, held_out = (ListStore(tokenizer.encode(list(part))) for part in (texts, validation))
     cuda = [torch.device(device)] if torch.device(device).type == "cuda" else []
-    with torch.random.fork_rng(devices=cuda), torch.enable_grad():
+    with torch.random.fork_rng(devices=cuda), torch.inference_mode(False), torch.enable_grad():
         torch.manual_seed(seed)
         model = build.build_model(_recipe(hidden_dim, dropout, steps), tokenizer).to(device)
         _train(model, train, held_out, tokenizer.pad_id, steps=steps, seed=seed, lr=lr)
@@ -178,6 +178,28 @@ def reverse_perplexity(
     return language_model(samples, validation, tokenizer=tokenizer, **options).perplexity(test_texts)
 
 
+def perplexity_along(paths: Sequence[Sequence[str]], model: LanguageModel) -> list[float]:
+    """Returns the perplexity of all paths' texts at each position of the path: high in the middle is broken text.
+
+    Args:
+        paths: P paths of equally many texts, ends included.
+        model: trained on the corpus.
+
+    Returns:
+        One perplexity a position, over the P texts there together.
+
+    Raises:
+        UserError: no paths, or paths of different numbers of texts.
+    """
+    _some(paths, "paths")
+    counts = sorted({len(path) for path in paths})
+    if len(counts) > 1 or not counts[0]:
+        raise UserError(
+            f"paths: got some of {', '.join(map(str, counts))} texts; all must have the same number, 1 or more"
+        )
+    return [model.perplexity(texts) for texts in zip(*paths)]
+
+
 def _recipe(hidden_dim: int, dropout: float, steps: int) -> Recipe:
     return Recipe.model_validate(
         {
@@ -185,7 +207,7 @@ def _recipe(hidden_dim: int, dropout: float, steps: int) -> Recipe:
             "model": {
                 "latent_dim": 0,
                 "embedding_dim": hidden_dim,
-                "tie_output": True,
+                "tie_output": False,
                 "decoder": {
                     "cell": "lstm",
                     "hidden_dim": hidden_dim,
@@ -241,6 +263,6 @@ def _nll(model: SequenceVAE, store: ListStore, pad_id: int) -> tuple[Tensor, Ten
     return nll, torch.from_numpy(store.lengths)
 
 
-def _some(texts: Sequence[str], what: str) -> None:
+def _some(texts: Sequence[Any], what: str) -> None:
     if not len(texts):
         raise UserError(f"there are no {what}; at least one is needed")

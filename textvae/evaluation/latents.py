@@ -11,7 +11,10 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, Independent, Normal
 
+from textvae.errors import UserError
 from textvae.latent import divergences
+from textvae.latent.divergences import shown
+from textvae.latent.posteriors import Point
 
 PAIRS_AT_ONCE = 2**22  # log q(z_i | x_j) held at a time: 32 MB in float64
 
@@ -21,6 +24,16 @@ class MutualInformation(NamedTuple):
 
     nats: float
     ceiling: float  # ln N
+
+
+class Decomposition(NamedTuple):
+    """The mean KL(q(z|x) || p(z)) on the draws, in nats a sentence: the sum of the first three."""
+
+    mutual_information: float
+    total_correlation: float
+    dimension_kl: float
+    ceiling: float  # ln N, of the mutual information
+    by_dimension: list[float] | None  # KL(q(z_d) || p(z_d)); None where the prior's dimensions depend on each other
 
 
 def mutual_information(
@@ -52,6 +65,91 @@ def mutual_information(
         chosen = torch.arange(at_most, device=z.device) * count // at_most
     aggregate = aggregate_log_prob(posteriors, z[:, chosen].flatten(0, 1))
     return MutualInformation(float((own[:, chosen].flatten() - aggregate).mean()), math.log(count))
+
+
+def batch_mutual_information(posteriors: Sequence[Distribution], z: Tensor, *, size: int = 32) -> MutualInformation:
+    """Estimates I(x; z) as He 2019 does, with q(z) taken over a batch: for comparison with published tables alone.
+
+    mean over batches of E log q(z|x) - log (1/B) sum_j q(z|x_j). Biased low without end: a batch of B can never
+    show more than ln B (3.47 for 32), however much z tells. `mutual_information` takes the whole set.
+
+    Args:
+        posteriors: q(z|x) of the sentences, batch by batch (B',), event (D,).
+        z: (S, N, D), draws from each posterior, in the same order; the first draw enters.
+        size: B; batches are cut to it, and none spans two of the given ones.
+
+    Returns:
+        Nats a sentence, and the ceiling, the mean of ln B over sentences (batches' ends are smaller).
+
+    Raises:
+        UserError: a point posterior, no sentence, or draws of another number of sentences.
+
+    References:
+        He 2019, arXiv 1901.05534, section 3.2; Dieng 2019, arXiv 1807.04863.
+    """
+    count = check_draws(posteriors, z)
+    if size < 1:
+        raise UserError(f"size: got {size}; at least 1 is needed")
+    total, ceiling, begin = 0.0, 0.0, 0
+    for posterior in posteriors:
+        for rows in torch.arange(posterior.batch_shape[0]).split(size):
+            own = z[0, begin + rows]  # (B, D)
+            every = posterior.log_prob(own[:, None].expand(-1, posterior.batch_shape[0], -1))[:, rows]
+            pairs = float64(every)  # (B, B) log q(z_i | x_j)
+            ceiling += len(rows) * math.log(len(rows))
+            total += float((pairs.diagonal() - pairs.logsumexp(1) + math.log(len(rows))).sum())
+        begin += posterior.batch_shape[0]
+    return MutualInformation(total / count, ceiling / count)
+
+
+def decompose(
+    posteriors: Sequence[Distribution], prior: Distribution, z: Tensor, *, at_most: int = 2000
+) -> Decomposition:
+    """Takes the mean KL apart over the whole set of N sentences.
+
+    KL = I(x; z) + TC + sum_d KL(q(z_d) || p(z_d)), with I = E[log q(z|x) - log q(z)], TC = E[log q(z) - sum_d log
+    q(z_d)] and the last E[sum_d log q(z_d) - log p(z)]; q(z) and q(z_d) are mixtures over all N. As each draw's own
+    posterior is one of the N, I cannot exceed ln N, and what it lacks near there stands in TC, which is too high.
+
+    Args:
+        posteriors: q(z|x) of the sentences, diagonal Gaussians, batch by batch.
+        prior: p(z).
+        z: (S, N, D); the first draw enters.
+        at_most: average over so many sentences evenly spaced in the set.
+
+    Returns:
+        Nats a sentence.
+
+    Raises:
+        UserError: posteriors that are no diagonal Gaussians, no sentence, or draws of another number of sentences.
+
+    References:
+        Chen 2018, arXiv 1802.04942, equation 2; Hoffman & Johnson 2016.
+    """
+    count = check_draws(posteriors, z)
+    mean, scale = _gaussians(posteriors, "the decomposition of the KL")
+    chosen = torch.arange(min(at_most, count), device=z.device) * count // min(at_most, count)
+    rows = float64(z[0, chosen])  # (M, D)
+    own = _log_normal(rows, mean[chosen], scale[chosen]).sum(-1)
+    joint = aggregate_log_prob(posteriors, z[0, chosen])
+    marginal = torch.empty_like(rows)
+    step = max(1, PAIRS_AT_ONCE // (count * rows.shape[1]))
+    for begin in range(0, len(rows), step):
+        pairs = _log_normal(rows[begin : begin + step, None], mean, scale)  # (rows, N, D)
+        marginal[begin : begin + step] = pairs.logsumexp(1) - math.log(count)
+    log_prior = float64(prior.log_prob(z[0, chosen]))
+    gaussian = gaussian_parameters(prior)
+    by_dimension = None
+    if gaussian is not None:
+        by_dimension = (marginal - _log_normal(rows, *map(float64, gaussian))).mean(0).tolist()
+    product = marginal.sum(-1)
+    return Decomposition(
+        float((own - joint).mean()),
+        float((joint - product).mean()),
+        float((product - log_prior).mean()),
+        math.log(count),
+        by_dimension,
+    )
 
 
 def aggregate_log_prob(posteriors: Sequence[Distribution], z: Tensor) -> Tensor:
@@ -137,6 +235,22 @@ def gaussian_parameters(posterior: Distribution) -> tuple[Tensor, Tensor] | None
     return (base.loc, base.scale) if isinstance(base, Normal) else None
 
 
+def check_draws(posteriors: Sequence[Distribution], z: Tensor, *, points: bool = False) -> int:
+    """Returns N, the number of sentences.
+
+    Raises:
+        UserError: no sentence, z not (S, N, D), or points, which have no density, where not allowed.
+    """
+    if not posteriors:
+        raise UserError("there is no sentence to evaluate")
+    if not points and any(isinstance(posterior, Point) for posterior in posteriors):
+        raise UserError("a point posterior (a plain autoencoder) has no density; MMD and sliced distance need none")
+    count = sum(posterior.batch_shape[0] for posterior in posteriors)
+    if z.dim() != 3 or z.shape[1] != count:
+        raise UserError(f"z: got shape {tuple(z.shape)}; it must be (S, {count}, D), as the posteriors' sentences")
+    return count
+
+
 def float64(tensor: Tensor) -> Tensor:
     """Returns the tensor in double precision, on its device where the device has that (Apple's has not)."""
     return (tensor.cpu() if tensor.device.type == "mps" else tensor).double()
@@ -150,6 +264,21 @@ def _joined(posteriors: Sequence[Distribution]) -> tuple[Tensor, Tensor] | None:
         return None
     mean, scale = (torch.cat(column) for column in zip(*known))
     return float64(mean), float64(scale)
+
+
+def _gaussians(posteriors: Sequence[Distribution], what: str) -> tuple[Tensor, Tensor]:
+    pairs = []
+    for posterior in posteriors:
+        found = gaussian_parameters(posterior)
+        if found is None:
+            raise UserError(f"{what} needs diagonal Gaussian posteriors; the posterior is {shown(posterior)}")
+        pairs.append(found)
+    mean, scale = (float64(torch.cat(column)) for column in zip(*pairs))
+    return mean, scale
+
+
+def _log_normal(z: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
+    return -0.5 * ((z - mean) / scale).square() - scale.log() - 0.5 * math.log(2 * math.pi)
 
 
 def _size(posterior: Distribution) -> int:

@@ -64,7 +64,7 @@ def self_bleu(texts: Sequence[str], *, order: int = BLEU_ORDER, tokens: Tokens =
         matches = [sum(_clipped(count, highest[ngram]) for ngram, count in c.items()) for c in by_order]
         # The nearest length among the others; of two equally near the shorter.
         others = (length for length, count in lengths.items() if count > (length == len(words)))
-        reference = min(others, key=lambda length: (abs(length - len(words)), length))  # noqa: B023
+        reference = min(others, key=lambda length: (abs(length - len(words)), length))
         total += _sentence_bleu(matches, len(words), reference)
     return total / len(texts)
 
@@ -168,14 +168,14 @@ def wasserstein_1d(a: ArrayLike, b: ArrayLike) -> float:
 
 
 def nearest(
-    texts: Sequence[str], train_texts: Sequence[str], *, comparisons: int = 300, tokens: Tokens = str.split
+    texts: Sequence[str], train_texts: Sequence[str], *, comparisons: int = 1_000, tokens: Tokens = str.split
 ) -> list[Nearest]:
     """Finds each sample's nearest training sentence by normalised edit distance.
 
     What two texts share bounds their distance from below: d >= (max(|a|, |b|) - n + 1 - shared n-grams) / n. For
     n = 1, 2 the bound on all training sentences comes from an index of the samples' n-grams; distances are then
-    computed in the bound's order until it reaches the best one found, or `comparisons` are made. 1,000 samples
-    against 100,000 sentences of 20 words take about a minute on one core.
+    computed in the bound's order until it reaches the best one found, or `comparisons` are made. 1,000 samples take
+    4 s on one core against 100,000 sentences of 9 words (yelp, all exact), 9 s against Penn Treebank (5 of 6 exact).
 
     Args:
         texts: N samples.
@@ -238,7 +238,9 @@ def _lower_bounds(
     return np.ceil(bound) / longer
 
 
-def _index(samples: Iterable[tuple[str, ...]], train: list[tuple[str, ...]], n: int) -> dict[Hashable, NDArray[np.int32]]:
+def _index(
+    samples: Iterable[tuple[str, ...]], train: list[tuple[str, ...]], n: int
+) -> dict[Hashable, NDArray[np.int32]]:
     """The samples' n-grams -> the training sentences that hold them."""
     rows_of: dict[Hashable, list[int]] = {key: [] for words in samples for key in _numbered(words, n)}
     for row, words in enumerate(train):
@@ -283,7 +285,9 @@ def _sentence_bleu(matches: Sequence[int], length: int, reference: int) -> float
     return 100 * math.exp(brevity + sum(logs) / len(logs))
 
 
-def _divergence(ours: Mapping[Hashable, int], theirs: Mapping[Hashable, int], smoothing: float, what: str) -> Divergence:
+def _divergence(
+    ours: Mapping[Hashable, int], theirs: Mapping[Hashable, int], smoothing: float, what: str
+) -> Divergence:
     if not smoothing > 0:
         raise UserError(f"smoothing: got {smoothing}; it must be above 0, or the KL of an unseen one is infinite")
     if not sum(ours.values()) or not sum(theirs.values()):

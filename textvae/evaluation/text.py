@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import itertools
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
@@ -169,7 +170,7 @@ def by_length(
         UserError: no texts, another number of references, edges that do not rise, or an unknown tokenizer.
     """
     _in_pairs(hypotheses, references)
-    if any(a >= b for a, b in zip(edges, edges[1:])):
+    if any(a >= b for a, b in itertools.pairwise(edges)):
         raise UserError(f"edges: got {list(edges)}; each must be above the one before")
     lengths = [len(tokens(reference)) for reference in references]
     buckets: dict[int, list[int]] = {}

@@ -1,0 +1,331 @@
+"""A result as a Markdown table and as one HTML page with its pictures: no network, no script."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from textvae.checkpoint import METRICS
+
+HTML, MARKDOWN = "evaluation.html", "evaluation.md"
+SHOWN_TEXTS = 50
+# Endings of keys that say something of the figure before them.
+NOTES = ("standard_error", "interval", "ceiling", "expected", "floor", "estimator")
+ESTIMATORS = {
+    "reconstruction": "nats a sequence: −E log p(x|z), one draw of z",
+    "kl": "nats a sequence: KL(q(z|x) ‖ p(z)), in closed form where there is one",
+    "nll_elbo": "nats a sequence: −ELBO, one draw; an upper bound of the NLL",
+    "nll_iw": "nats a sequence: importance-weighted (iw_samples draws); an upper bound in expectation",
+    "nll_ais": "nats a sequence: annealed importance sampling; an upper bound in expectation",
+    "ppl_elbo": "a token, from the ELBO; </s> counted, <s> not",
+    "ppl_iw": "a token, from nll_iw; </s> counted, <s> not",
+    "word_perplexity": "a word by split(), sentence ends counted",
+    "bits_per_character": "sentence ends counted as one character",
+    "iw_ess": "(Σw)² / Σw², mean over sentences; of iw_samples at most",
+    "amortisation_gap": "nats a sequence: what gradient steps on each posterior gain; a lower bound of the gap",
+    "mutual_information": "nats: E log q(z|x) − E log q(z), q(z) of the whole set",
+    "batch_mutual_information": "nats: as He 2019, q(z) of batches of 32; never above ln 32",
+    "kl_part_mutual_information": "nats: the KL's share that tells sentences apart",
+    "kl_part_total_correlation": "nats: dependence between dimensions; too high where the information nears ln N",
+    "kl_part_dimensions": "nats: Σ KL(q(z_d) ‖ p(z_d))",
+    "active_units": "dimensions whose posterior mean varies by more than 0.01 (Burda 2016)",
+    "aggregate_mmd": "squared MMD to the prior, inverse multiquadratics; unbiased, 0 at q = p",
+    "aggregate_sliced_wasserstein": "squared, latent units; above 0 at q = p (see floor)",
+    "aggregate_holes": "share of prior draws less dense under q than 95 % of q's own",
+    "aggregate_density": "Naeem 2020, 5 neighbours; 1 at q = p",
+    "aggregate_coverage": "Naeem 2020, 5 neighbours",
+    "bleu": "corpus BLEU of reconstructions (sacrebleu), 0 to 100",
+    "token_accuracy": "share of words at their place, 0 to 1",
+    "exact_match": "share of texts given back to the letter, 0 to 1",
+    "corpus_entropy": "nats a sequence: what the best model reaches",
+}
+STYLE = """
+:root{color-scheme:light}body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;
+color:#1c1e21;background:#fff}h1{font-size:1.6rem}h2{font-size:1.2rem;margin-top:2.2rem}
+table{border-collapse:collapse;width:100%;font-size:.9rem}th,td{text-align:left;vertical-align:top;padding:.3rem .6rem;
+border-bottom:1px solid #ddd}td.n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}
+td.e{color:#555}.scroll{overflow-x:auto}img{max-width:100%;height:auto;display:block;margin:.5rem 0}
+.text{white-space:pre-wrap;overflow-wrap:anywhere}.empty{color:#777;font-style:italic}
+"""
+
+
+class Figure(NamedTuple):
+    """One number with what has to be known of it."""
+
+    name: str  # dotted path
+    value: Any
+    interval: str  # error or interval
+    reference: str  # ceiling, expected value or floor
+    estimator: str
+
+
+def figures(result: Mapping[str, Any]) -> list[Figure]:
+    """Returns the numbers of a result, nested or flat, in its order.
+
+    A key's companions NAME_standard_error, NAME_interval, NAME_ceiling, NAME_expected, NAME_floor and
+    NAME_estimator (or, where NAME is a dict with "value", its entries of these names) stand beside the figure.
+
+    Args:
+        result: names -> numbers, None, strings, or dicts of these; lists are pictures and texts, not numbers.
+    """
+    found: list[Figure] = []
+    _collect(result, "", found)
+    return found
+
+
+def markdown(result: Mapping[str, Any], *, title: str = "Evaluation") -> str:
+    """Returns the numbers of a result as a Markdown table with their estimators and ceilings."""
+    head = ["figure", "value", "error or interval", "ceiling or reference", "estimator"]
+    lines = [[f.name, _number(f.value), f.interval, f.reference, f.estimator] for f in figures(result)]
+    rows = ["| " + " | ".join(_cell(cell) for cell in line) + " |" for line in [head, *lines]]
+    rows.insert(1, "|---|---:|---|---|---|")
+    return f"# {_cell(title)}\n\n" + "\n".join(rows) + "\n"
+
+
+def html(
+    result: Mapping[str, Any],
+    *,
+    title: str = "Evaluation",
+    metrics: Sequence[Mapping[str, Any]] = (),
+    samples: Sequence[str] = (),
+    reconstructions: Sequence[tuple[str, str]] = (),
+) -> str:
+    """Returns one HTML page: the numbers, pictures (SVG in the page), and texts.
+
+    Args:
+        result: nested or flat, see `figures`. `kl_by_dimension` and `marginal_kl_by_dimension` become bars,
+            `per_sentence` (kl, nll_elbo, nll_iw, ..: lists) histograms, lists of dicts tables.
+        title: of the page.
+        metrics: the rows of a run's metrics file, for the curves.
+        samples: texts drawn from the prior; the result's own list of that name where absent.
+        reconstructions: (text, its reconstruction) pairs; the result's own where absent.
+    """
+    samples = samples or [text for text in _of(result, "samples") if isinstance(text, str)]
+    reconstructions = reconstructions or [
+        (pair[0], pair[1])
+        for pair in _of(result, "reconstructions")
+        if isinstance(pair, (list, tuple)) and len(pair) == 2
+    ]
+    head = ["figure", "value", "error or interval", "ceiling or reference", "estimator"]
+    rows = [
+        f'<tr><th scope="row">{escape(f.name)}</th><td class="n">{escape(_number(f.value))}</td>'
+        f"<td>{escape(f.interval)}</td><td>{escape(f.reference)}</td><td class='e'>{escape(f.estimator)}</td></tr>"
+        for f in figures(result)
+    ]
+    parts = [f"<h1>{escape(title)}</h1>", "<h2>Numbers</h2>", _table(head, rows)]
+    for heading, alt, draw in _pictures(result, metrics):
+        parts += [f"<h2>{escape(heading)}</h2>", _image(draw, alt)]
+    for name, records in _records(result, ""):
+        keys = list(dict.fromkeys(key for record in records for key in record))
+        lines = [
+            "<tr>" + "".join(f'<td class="n">{escape(_number(record.get(key)))}</td>' for key in keys) + "</tr>"
+            for record in records
+        ]
+        parts += [f"<h2>{escape(name.replace('_', ' '))}</h2>", _table(keys, lines)]
+    if samples:
+        lines = [f"<tr>{_text(text)}</tr>" for text in samples[:SHOWN_TEXTS]]
+        parts += ["<h2>Samples from the prior</h2>", _table(["text"], lines)]
+    if reconstructions:
+        lines = [f"<tr>{_text(text)}{_text(back)}</tr>" for text, back in reconstructions[:SHOWN_TEXTS]]
+        parts += ["<h2>Reconstructions</h2>", _table(["text", "reconstruction"], lines)]
+    return (
+        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(title)}</title><style>{STYLE}</style></head>\n<body>\n"
+        + "\n".join(parts)
+        + "\n</body></html>\n"
+    )
+
+
+def write(
+    result: Mapping[str, Any],
+    folder: Path,
+    *,
+    title: str | None = None,
+    samples: Sequence[str] = (),
+    reconstructions: Sequence[tuple[str, str]] = (),
+) -> tuple[Path, Path]:
+    """Writes `evaluation.html` and `evaluation.md` into a run folder and returns their paths; arguments: see `html`.
+
+    The curves are drawn where the folder holds a metrics file; a line that was cut short is left out.
+    """
+    title = title or f"Evaluation of {folder.resolve().name}"
+    metrics = []
+    if (folder / METRICS).is_file():
+        for line in (folder / METRICS).read_text(encoding="utf-8").splitlines():
+            try:
+                row = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(row, dict):
+                metrics.append(row)
+    page = html(result, title=title, metrics=metrics, samples=samples, reconstructions=reconstructions)
+    (folder / HTML).write_text(page, encoding="utf-8", errors="replace")
+    (folder / MARKDOWN).write_text(markdown(result, title=title), encoding="utf-8", errors="replace")
+    return folder / HTML, folder / MARKDOWN
+
+
+def _collect(result: Mapping[str, Any], above: str, found: list[Figure]) -> None:
+    for key, value in result.items():
+        name = f"{above}{key}"
+        owner = next((key.removesuffix(f"_{note}") for note in NOTES if key.endswith(f"_{note}")), None)
+        if (owner in result and owner != key) or key == "per_sentence":
+            continue
+        if isinstance(value, Mapping) and "value" not in value:
+            _collect(value, f"{name}.", found)
+        elif isinstance(value, Mapping):
+            found.append(_figure(name, key, value["value"], value))
+        elif value is None or isinstance(value, (bool, int, float, str)):
+            found.append(_figure(name, key, value, {note: result.get(f"{key}_{note}") for note in NOTES}))
+
+
+def _figure(name: str, key: str, value: Any, notes: Mapping[str, Any]) -> Figure:
+    interval = notes.get("interval")
+    error = notes.get("standard_error")
+    spread = "" if error is None else f"± {_number(error)} (standard error)"
+    if isinstance(interval, (list, tuple)) and len(interval) == 2:
+        spread = f"{_number(interval[0])} to {_number(interval[1])}"
+    known = [(note, notes.get(note)) for note in ("ceiling", "expected", "floor")]
+    labels = {"ceiling": "at most", "expected": "expected at q = p", "floor": "floor"}
+    reference = "; ".join(f"{labels[note]} {_number(found)}" for note, found in known if found is not None)
+    return Figure(name, value, spread, reference, str(notes.get("estimator") or ESTIMATORS.get(key, "")))
+
+
+def _number(value: Any) -> str:
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return "—"
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return str(value)
+    if isinstance(value, int):
+        return f"{value:,}"
+    if math.isinf(value):
+        return "infinite" if value > 0 else "−infinite"
+    size = abs(value)
+    return f"{value:,.2f}" if size >= 10 else f"{value:.3f}" if size >= 1 else f"{value:.4g}"
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").split())
+
+
+def _table(head: Sequence[str], rows: Sequence[str]) -> str:
+    cells = "".join(f'<th scope="col">{escape(str(name))}</th>' for name in head)
+    return f'<div class="scroll"><table><thead><tr>{cells}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
+
+
+def _text(text: str) -> str:
+    return f'<td class="text">{escape(text)}</td>' if text.strip() else '<td class="empty">(empty)</td>'
+
+
+def _of(result: Mapping[str, Any], key: str) -> list[Any]:
+    """The list of that name, wherever in the result."""
+    for name, value in result.items():
+        if name == key and isinstance(value, (list, tuple)):
+            return list(value)
+        if isinstance(value, Mapping) and (found := _of(value, key)):
+            return found
+    return []
+
+
+def _records(result: Mapping[str, Any], above: str) -> list[tuple[str, list[Mapping[str, Any]]]]:
+    found: list[tuple[str, list[Mapping[str, Any]]]] = []
+    for key, value in result.items():
+        if isinstance(value, Mapping):
+            found += _records(value, f"{above}{key}.")
+        elif isinstance(value, (list, tuple)) and value and all(isinstance(row, Mapping) for row in value):
+            found.append((f"{above}{key}", list(value)))
+    return found
+
+
+def _pictures(
+    result: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]]
+) -> list[tuple[str, str, Callable[[Any], None]]]:
+    """(heading, text instead, figure -> None) of what the result has."""
+    found: list[tuple[str, str, Callable[[Any], None]]] = []
+    for key, heading in (
+        ("kl_by_dimension", "KL by dimension, E KL(q(z_d|x) ‖ p(z_d))"),
+        ("marginal_kl_by_dimension", "KL of the aggregate by dimension, KL(q(z_d) ‖ p(z_d))"),
+    ):
+        if values := _finite(_of(result, key)):
+            alt = f"Bars of {len(values)} dimensions; {sum(v > 0.01 for v in values)} above 0.01 nats"
+            found.append((heading, alt, lambda figure, values=values: _bars(figure, values)))  # type: ignore[misc]
+    histograms = {name: _finite(values) for name, values in _per_sentence(result).items()}
+    histograms = {name: values for name, values in histograms.items() if values and name != "tokens"}
+    if histograms:
+        alt = "Histograms over sentences: " + ", ".join(histograms)
+        found.append(("Sentence by sentence", alt, lambda figure: _histograms(figure, histograms)))
+    if any("step" in row for row in metrics):
+        found.append(("The run", "Curves of the training", lambda figure: _curves(figure, metrics)))
+    return found
+
+
+def _per_sentence(result: Mapping[str, Any]) -> dict[str, list[Any]]:
+    for name, value in result.items():
+        if isinstance(value, Mapping):
+            lists = {key: list(v) for key, v in value.items() if isinstance(v, (list, tuple))}
+            found = lists if name == "per_sentence" else _per_sentence(value)
+            if found:
+                return found
+    return {}
+
+
+def _finite(values: Sequence[Any]) -> list[float]:
+    return [float(v) for v in values if isinstance(v, (int, float)) and math.isfinite(v)]
+
+
+def _image(draw: Callable[[Any], None], alt: str) -> str:
+    # The object interface, not pyplot: no window system and no global state.
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure as Canvas
+
+    figure = Canvas(figsize=(9, 3.4), layout="constrained")
+    FigureCanvasSVG(figure)
+    draw(figure)
+    data = io.BytesIO()
+    figure.savefig(data, format="svg", metadata={"Date": None})
+    return f'<img alt="{escape(alt)}" src="data:image/svg+xml;base64,{base64.b64encode(data.getvalue()).decode()}">'
+
+
+def _bars(figure: Any, values: list[float]) -> None:
+    order = sorted(range(len(values)), key=lambda d: -values[d])
+    axis = figure.subplots()
+    axis.bar(range(len(values)), [values[d] for d in order], color="#3b6ea5")
+    if len(values) <= 64:
+        axis.set_xticks(range(len(values)), [str(d) for d in order], fontsize=8, rotation=90 if len(values) > 40 else 0)
+    axis.set(xlabel="dimension, the largest first", ylabel="nats")
+    axis.grid(axis="y", alpha=0.3)
+
+
+def _histograms(figure: Any, columns: Mapping[str, list[float]]) -> None:
+    axes = figure.subplots(1, len(columns), squeeze=False)[0]
+    for axis, (name, values) in zip(axes, columns.items()):
+        axis.hist(values, bins=min(40, max(5, round(math.sqrt(len(values))))), color="#3b6ea5")
+        axis.axvline(sum(values) / len(values), color="#c0392b", linewidth=1)
+        axis.set(title=f"{name} (line: mean)", xlabel="nats a sequence", ylabel="sentences")
+
+
+def _curves(figure: Any, rows: Sequence[Mapping[str, Any]]) -> None:
+    panels = {
+        "nats a sequence": [("train", "loss"), ("validation", "nll_elbo"), ("validation", "reconstruction")],
+        "nats": [("validation", "kl"), ("validation", "mutual_information")],
+        "active units": [("validation", "active_units")],
+    }
+    for axis, (label, lines) in zip(figure.subplots(1, len(panels)), panels.items()):
+        for part, key in lines:
+            some = [row for row in rows if row.get("part") == part and "step" in row]
+            points = [(row["step"], row[key]) for row in some if _finite([row.get(key)])]
+            if points:
+                name = f"{part} {key}".replace("_", " ")
+                axis.plot(*zip(*points), label=name, marker="o" if len(points) < 50 else None, markersize=3)
+        axis.set(xlabel="step", ylabel=label)
+        if label != "nats a sequence":
+            axis.set_ylim(bottom=0, top=max(1.0, axis.get_ylim()[1]))
+        axis.grid(alpha=0.3)
+        if axis.get_legend_handles_labels()[0]:
+            axis.legend(fontsize=8)

@@ -1,0 +1,99 @@
+"""Every figure of a run: likelihoods and latents of a part of its corpus, reconstructions, samples and paths."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+from textvae.errors import UserError, suggest
+from textvae.evaluation import report, suite
+from textvae.evaluation.molecules import figures as molecule_figures
+from textvae.recipe import Recipe
+from textvae.text import corpora, encoding, grammar
+from textvae.text.batching import TokenStore, evaluation_batches
+from textvae.types import Batch
+
+BY_CHARACTER = ("character", "byte")  # tokenizers without words
+TRAIN_SENTENCES = 100_000  # of the training part that samples are compared with
+
+
+def evaluate(
+    vae: Any, split: str, *, recipe: Recipe, seed: int, samples: int = 0, paths: int = 0, molecules: bool = False
+) -> dict[str, Any]:
+    """Returns the figures of `textvae.api.TextVAE.evaluate`, whose work this is.
+
+    Args:
+        vae: a TextVAE.
+        split: train, validation or test.
+        recipe: gives the corpus and the evaluation's settings.
+        seed: of all draws.
+        samples: how many to describe.
+        paths: how many to describe.
+        molecules: whether the samples are SMILES.
+
+    Raises:
+        UserError: the corpus has no such part, or cannot be read.
+    """
+    kind = vae.recipe.tokenizer.kind
+    if paths and not vae.latent_dim:
+        raise UserError(
+            "paths: the run is a language model (model.latent_dim: 0), which has no latents to walk between"
+        )
+
+    def units(texts: list[str]) -> list[str]:
+        return spaced(texts, kind)
+
+    corpus = corpora.load(recipe.data)
+    encoded = encoding.encode(corpus, vae.tokenizer, recipe.data)
+    if split not in encoded.parts:
+        raise UserError(f"--split: the corpus has no part {split!r}{suggest(split, encoded.parts)}")
+    store = TokenStore(encoded.parts[split])
+    if not len(store):
+        raise UserError(f"--split: the part {split!r} has no sentence")
+    pad_id, settings = vae.tokenizer.pad_id, recipe.evaluation
+    sentences = [store[row].tolist() for row in range(min(len(store), settings.bleu_sentences))]
+    references = vae.tokenizer.decode(sentences)
+
+    rebuilt: list[str] = []
+
+    def reconstruct() -> list[str]:
+        rebuilt.extend(units(vae.reconstruct(references)))
+        return rebuilt
+
+    def batches() -> Iterator[Batch]:
+        return (vae.on_device(batch) for _, batch in evaluation_batches(store, pad_id))
+
+    result = report.evaluate(
+        vae.model,
+        batches,
+        iw_samples=settings.iw_samples,
+        batch_tokens=settings.batch_tokens,
+        generator=vae.generator(seed),
+        references=units(references),
+        reconstruct=reconstruct,
+        bleu_tokenize="none" if kind in ("word", *BY_CHARACTER) else "13a",
+    )
+    if recipe.data.grammar is not None:
+        # What the best possible model reaches, in nats a sentence.
+        result["corpus_entropy"] = grammar.entropy()
+    if rebuilt:
+        result |= suite.of_reconstructions(rebuilt, units(references), tokens=str.split)
+    if samples or molecules:
+        drawn = vae.sample(samples or 1000, seed=seed)
+        train = [row["text"] for row in itertools.islice(corpus.parts["train"], TRAIN_SENTENCES)]
+        result["samples"] = suite.of_samples(units(drawn), units(train), units(references), tokens=str.split)
+        if molecules:
+            result["molecules"] = molecule_figures(drawn, train)
+    if paths:
+        ends = list(itertools.pairwise(references))[:paths]
+        walks = [units(vae.interpolate(a, b, 7)) for a, b in ends]
+        result["paths"] = suite.of_paths(walks, tokens=str.split)
+    return {"split": split, **result}
+
+
+def spaced(texts: list[str], kind: str) -> list[str]:
+    """Returns the texts with spaces between what counts as a word: characters, where the tokenizer has no words."""
+    if kind not in BY_CHARACTER:
+        return texts
+    return [" ".join(text.replace(" ", "\u2581")) for text in texts]
