@@ -183,3 +183,25 @@ def test_help_does_not_wait_for_torch():
         "assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_saved_evaluations_are_compared_sentence_by_sentence(folder, capfdbinary):
+    run, again = str(folder / "run"), str(folder / "again")
+    train = ["train", str(folder / "recipe.yaml"), "--out", again, "--quiet"]
+    assert main([*train, "training.max_steps=40", "seed=1"]) == 0
+    assert run_main(["compare", run, again])[0] == 2  # nothing saved yet
+    means = {}
+    for name in (run, again):
+        assert main(["evaluate", name, "--save", "--json"]) == 0
+        figures = json.loads(lines(capfdbinary)[0])
+        assert "per_sentence" not in figures
+        assert figures["aggregate"]
+        assert figures["nll_iw_interval"][0] <= figures["nll_iw"] <= figures["nll_iw_interval"][1]
+        means[name] = figures["nll_iw"]
+    assert (folder / "run" / "evaluation.html").stat().st_size > 1000
+    assert main(["compare", run, again, "--json"]) == 0
+    first, second = map(json.loads, lines(capfdbinary))
+    assert first["difference"] is None
+    assert second["difference"] == pytest.approx(means[again] - means[run], abs=1e-9)
+    assert main(["compare", run, again]) == 0
+    assert "baseline" in capfdbinary.readouterr().out.decode()

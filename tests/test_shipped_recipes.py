@@ -51,11 +51,11 @@ def test_the_table_of_results_has_every_recipe():
 
 def test_readme_shows_commands_and_files_that_exist():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    from textvae.cli import _parser
+    from textvae.cli_parser import parser
 
-    known = set(_parser()._subparsers._group_actions[0].choices)
+    known = set(parser("0")._subparsers._group_actions[0].choices)
     blocks = "\n".join(re.findall(r"```bash\n(.*?)```", readme, re.S))
-    for command in re.findall(r"(?:^|[\s/])textvae ([a-z]+)\b", blocks):
+    for command in re.findall(r"(?:^|[\s/])textvae ([a-z-]+)\b", blocks):
         assert command in known, command
     for path in re.findall(r"recipes/[a-z0-9-]+\.yaml", readme):
         assert (ROOT / path).exists(), path

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from textvae import build, checkpoint, recipe_file
 from textvae.errors import CheckpointError, UserError, suggest
-from textvae.evaluation import bounds, whole
+from textvae.evaluation import bounds
+from textvae.evaluation.whole import evaluate as evaluate_run
 from textvae.generation.latent import path as latent_path
 from textvae.generation.search import generate
 from textvae.latent import fitted
@@ -262,6 +263,7 @@ class TextVAE:
         samples: int = 0,
         paths: int = 0,
         molecules: bool = False,
+        whole: bool = False,
     ) -> dict[str, Any]:
         """Returns the figures of a part of the corpus; see `textvae.evaluation.report`.
 
@@ -272,6 +274,8 @@ class TextVAE:
             samples: adds `samples`, figures of so many samples beside the corpus (`evaluation.suite.of_samples`).
             paths: adds `paths`, figures of so many interpolations of 7 steps between sentences of the part.
             molecules: adds `molecules`, figures of the samples as SMILES (`evaluation.molecules.figures`).
+            whole: adds `aggregate`, how the aggregate posterior lies to the prior and the parts of the KL; bits a
+                character and perplexity a word; and `per_sentence`, in the corpus's order.
 
         Returns:
             `textvae.evaluation.report.evaluate`'s figures; chrf, edit_distance and by_length of the
@@ -281,8 +285,15 @@ class TextVAE:
             UserError: the corpus has no such part, or cannot be read.
             MissingExtraError: molecules without rdkit.
         """
-        return whole.evaluate(
-            self, split, recipe=recipe or self.recipe, seed=seed, samples=samples, paths=paths, molecules=molecules
+        return evaluate_run(
+            self,
+            split,
+            recipe=recipe or self.recipe,
+            seed=seed,
+            samples=samples,
+            paths=paths,
+            molecules=molecules,
+            whole=whole,
         )
 
     def corpus_texts(self, split: str, at_most: int) -> list[str]:

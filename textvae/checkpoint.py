@@ -64,6 +64,14 @@ def load_part(model: nn.Module, path: Path, part: Sequence[str]) -> None:
     _copy(chosen(_read_weights(path)), chosen(_unique_state(model)), path)
 
 
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file whole or not at all."""
+    temporary = path.with_name(f".{path.name}.part")
+    temporary.write_text(text, encoding="utf-8")
+    _sync(temporary)
+    os.replace(temporary, path)
+
+
 def save_prior(kind: str, prior: nn.Module, folder: Path) -> None:
     """Writes a fitted prior into a run folder, atomically."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in prior.state_dict().items()}

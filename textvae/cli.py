@@ -6,18 +6,17 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
+from textvae.cli_parser import parser as build_parser
 from textvae.errors import UserError
-
-DESCRIPTION = "Variational autoencoders over text: train, sample, interpolate, and numbers that can be trusted."
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command and returns its exit code: 0, or 2 for a user's mistake, 130 when interrupted."""
-    parser = _parser()
+    parser = build_parser(_version())
     options, rest = parser.parse_known_args(arguments)
     if rest and hasattr(options, "overrides") and not any(argument.startswith("-") for argument in rest):
         # argparse gives up a list of positionals at the first option: `train R --out RUN key=value`.
@@ -25,7 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     elif rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
-        cast(Callable[[argparse.Namespace], None], options.run_command)(options)
+        COMMANDS[options.run_command](options)
         sys.stdout.flush()
         return 0
     except UserError as error:
@@ -41,97 +40,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         print(f"textvae: {error.filename or ''}: {error.strerror or error}", file=sys.stderr)
         return 2
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="textvae", description=DESCRIPTION, allow_abbrev=False)
-    parser.add_argument("--version", action="version", version=_version())
-    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-
-    train = _command(commands, "train", _train, "train a recipe into a run folder")
-    train.add_argument("recipe", help="a YAML file: one experiment")
-    train.add_argument("overrides", nargs="*", metavar="key=value", help="as training.max_steps=1000")
-    train.add_argument("--out", metavar="RUN", help="the run folder (runs/NAME)")
-    train.add_argument("--resume", action="store_true", help="go on exactly where the run stopped")
-    train.add_argument("--processes", type=int, metavar="N", help="processes (all GPUs, or 1 on the CPU)")
-    train.add_argument("--quiet", action="store_true", help="print nothing but warnings")
-
-    sample = _command(commands, "sample", _sample, "draw sentences from the prior", run=True)
-    sample.add_argument("-n", type=int, default=10, help="how many (10)")
-    _decoding(sample)
-
-    interpolate = _command(commands, "interpolate", _interpolate, "walk between two sentences", run=True)
-    interpolate.add_argument("a", help="the first sentence")
-    interpolate.add_argument("b", help="the last sentence")
-    interpolate.add_argument("--steps", type=int, default=7, help="sentences on the path, ends counted (7)")
-    interpolate.add_argument("--path", choices=["linear", "spherical"], default="linear", help="(linear)")
-    _decoding(interpolate)
-
-    for name, function, text in (
-        ("reconstruct", _reconstruct, "decode each line from its own latent"),
-        ("encode", _encode, "print each line's posterior mean"),
-        ("score", _score, "print each line's -ELBO in nats, its parts and its perplexity"),
-    ):
-        command = _command(commands, name, function, text, run=True)
-        command.add_argument("file", nargs="?", default="-", help="lines of text (standard input)")
-        if name == "reconstruct":
-            _decoding(command)
-        if name == "score":
-            command.add_argument("--iw-samples", type=int, help="adds the importance-weighted NLL")
-            command.add_argument("--seed", type=int, default=0, help="of the draws of z (0)")
-
-    evaluate = _command(commands, "evaluate", _evaluate, "compute every figure on a part of the corpus", run=True)
-    evaluate.add_argument("overrides", nargs="*", metavar="key=value", help="as data.files={test: mine.txt}")
-    evaluate.add_argument("--split", default="test", help="train, validation or test (test)")
-    evaluate.add_argument("--seed", type=int, default=0, help="of all draws (0)")
-    evaluate.add_argument("--samples", type=int, default=0, metavar="N", help="figures of N samples, too")
-    evaluate.add_argument("--paths", type=int, default=0, metavar="N", help="figures of N interpolations, too")
-    evaluate.add_argument("--molecules", action="store_true", help="figures of the samples as SMILES, too")
-
-    fit = _command(commands, "fit-prior", _fit_prior, "fit a prior to a run's latents, for sampling", run=True)
-    fit.add_argument("file", nargs="?", help="lines of text (the run's training part)")
-    fit.add_argument("--kind", default="gaussian", help="gaussian, mixture or flow (gaussian)")
-    fit.add_argument("--components", type=int, default=10, help="of a mixture (10)")
-    fit.add_argument("--sentences", type=int, default=20_000, help="of the training part at most (20000)")
-    fit.add_argument("--seed", type=int, default=0, help="of the fit (0)")
-
-    parts = _command(commands, "parts", _parts, "list what a recipe can name: kinds, options, papers")
-    parts.add_argument("family", nargs="?", help="a family or key path, as schedule or objective.* (all)")
-    parts.add_argument("--json", action="store_true", help="one JSON object a line")
-
-    recipe = commands.add_parser("recipe", help="check and describe recipes")
-    actions = recipe.add_subparsers(title="actions", required=True, metavar="ACTION")
-    check = _command(actions, "check", _check, "say everything that is wrong with a recipe")
-    show = _command(actions, "show", _show, "print a recipe with every default written out")
-    for command in (check, show):
-        command.add_argument("recipe")
-        command.add_argument("overrides", nargs="*", metavar="key=value")
-    _command(actions, "schema", _schema, "print the JSON schema of a recipe, for editors")
-    return parser
-
-
-def _command(
-    commands: Any, name: str, function: Callable[[argparse.Namespace], None], text: str, *, run: bool = False
-) -> argparse.ArgumentParser:
-    command: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
-    command.set_defaults(run_command=function)
-    if run:
-        command.add_argument("run", metavar="RUN", help="a run folder")
-        command.add_argument("--json", action="store_true", help="one JSON object a line")
-        command.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 (cpu)")
-        command.add_argument("--trust-code", action="store_true", help="import classes the recipe names by dotted path")
-    return command
-
-
-def _decoding(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--seed", type=int, help="repeats a result")
-    command.add_argument("--method", choices=["greedy", "sample", "beam"])
-    command.add_argument("--temperature", type=float)
-    command.add_argument("--top-k", type=int)
-    command.add_argument("--top-p", type=float)
-    command.add_argument("--beam-size", type=int)
-    command.add_argument("--max-length", type=int, help="tokens, </s> counted")
-    command.add_argument("--ban-unk", action="store_true", default=None, help="never generate <unk>")
 
 
 def _decoding_options(options: argparse.Namespace) -> dict[str, Any]:
@@ -203,7 +111,12 @@ def _evaluate(options: argparse.Namespace) -> None:
         samples=options.samples,
         paths=options.paths,
         molecules=options.molecules,
+        whole=options.save,
     )
+    if options.save:
+        _save_evaluation(vae, Path(options.run), result, options.seed)
+        for name in ("per_sentence", "fingerprint"):
+            result.pop(name)
     if options.json:
         print(json.dumps(result))
         return
@@ -211,6 +124,46 @@ def _evaluate(options: argparse.Namespace) -> None:
     width = max(len(name) for name, _ in rows)
     for name, value in rows:
         print(f"{name:<{width}}  {value}")
+
+
+def _save_evaluation(vae: Any, run: Path, result: dict[str, Any], seed: int) -> None:
+    from textvae.checkpoint import write_text
+    from textvae.evaluation import page
+
+    write_text(run / f"evaluation-{result['split']}.json", json.dumps(result))
+    shown = {name: value for name, value in result.items() if name != "fingerprint"}
+    html, table = page.write(shown, run, samples=vae.sample(20, seed=seed))
+    print(f"textvae: wrote {html} and {table}", file=sys.stderr)
+
+
+def _compare(options: argparse.Namespace) -> None:
+    from textvae.evaluation.compare import compare, table
+
+    saved = {name: _evaluation(Path(name), options.split, options.figure) for name in options.runs}
+    rows = compare(
+        {name: result["per_sentence"][options.figure] for name, result in saved.items()},
+        tokens={name: result["per_sentence"]["tokens"] for name, result in saved.items()},
+        fingerprints={name: result["fingerprint"] for name, result in saved.items()},
+    )
+    if options.json:
+        _print(options, [row._asdict() for row in rows], str)
+    else:
+        sys.stdout.write(table(rows, markdown=options.markdown).rstrip("\n") + "\n")
+
+
+def _evaluation(run: Path, split: str, figure: str) -> dict[str, Any]:
+    path = run / f"evaluation-{split}.json"
+    try:
+        result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        known = result["per_sentence"]
+    except OSError as error:
+        hint = f"run: textvae evaluate {run} --split {split} --save"
+        raise UserError(f"{path}: cannot be read ({error.strerror}); {hint}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: is damaged, or no evaluation ({error!r})") from error
+    if figure not in known:
+        raise UserError(f"{path}: has no {figure}: a plain autoencoder's sentences have no likelihood")
+    return result
 
 
 def _flat(result: dict[str, Any], path: str = "") -> Iterator[tuple[str, str]]:
@@ -317,3 +270,20 @@ def _version() -> str:
     from textvae import __version__
 
     return f"textvae {__version__}"
+
+
+COMMANDS: Mapping[str, Callable[[argparse.Namespace], None]] = {
+    "check": _check,
+    "compare": _compare,
+    "encode": _encode,
+    "evaluate": _evaluate,
+    "fit_prior": _fit_prior,
+    "interpolate": _interpolate,
+    "parts": _parts,
+    "reconstruct": _reconstruct,
+    "sample": _sample,
+    "schema": _schema,
+    "score": _score,
+    "show": _show,
+    "train": _train,
+}

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from textvae.errors import UserError
-from textvae.evaluation import bounds, latents, text
+from textvae.evaluation import aggregate, bounds, latents, text
 from textvae.latent.posteriors import Point
 from textvae.types import Batch
 
@@ -74,6 +74,7 @@ def evaluate(
     reconstruct: Callable[[], list[str]] | None = None,
     bleu_tokenize: str = "none",
     mutual_information_sentences: int = 10_000,
+    whole: bool = False,
 ) -> dict[str, Any]:
     """Returns every figure of a set of sentences.
 
@@ -87,6 +88,8 @@ def evaluate(
         reconstruct: () -> their reconstructions.
         bleu_tokenize: sacrebleu's tokenizer.
         mutual_information_sentences: the average is over so many at most; the aggregate posterior is of all.
+        whole: adds `aggregate` (the figures of `evaluation.aggregate`: how the aggregate posterior lies to the prior,
+            and the parts of the KL), nll_iw_interval (95 %, bootstrap over sentences) and `per_sentence`.
 
     Returns:
         sentences, target_tokens; in nats a sequence reconstruction, kl, nll_elbo = reconstruction + kl and nll_iw
@@ -102,6 +105,9 @@ def evaluate(
     found = _pass(model, batches(), generator)
     count, latent = len(found.elbo.nll), model.latent_dim > 0
     points = any(isinstance(posterior, Point) for posterior in found.posteriors)
+    per_sentence: dict[str, Tensor] = {"tokens": found.elbo.tokens}
+    if not points:
+        per_sentence |= {"nll_elbo": found.elbo.nll, "nll_iw": found.elbo.nll, "kl": found.elbo.kl}
     figures: dict[str, Any] = {"sentences": count, "target_tokens": int(found.elbo.tokens.sum())}
     figures |= _elbo_figures(found.elbo)
     if points:
@@ -110,6 +116,7 @@ def evaluate(
     elif latent:
         weighted = bounds.iw_nll(model, batches(), samples=iw_samples, batch_tokens=batch_tokens, generator=generator)
         figures |= _iw_figures(weighted, iw_samples)
+        per_sentence["nll_iw"] = weighted.nll
     else:
         figures |= {"nll_iw": figures["nll_elbo"], "ppl_iw": figures["ppl_elbo"]}
         figures |= {"iw_standard_error": 0.0, "iw_samples": 0, "iw_ess": 0.0}
@@ -133,6 +140,16 @@ def evaluate(
                 f"{name} is {value}, not a finite number: the weights are broken or far from trained; "
                 "look at the run's loss, and train with a lower training.optimizer.lr or training.gradient_clip"
             )
+    if whole:
+        if found.prior is not None:
+            with torch.inference_mode():
+                figures["aggregate"] = aggregate.figures(
+                    found.posteriors, found.prior, found.z, generator=generator or torch.Generator()
+                )
+        if count > 1 and not points:
+            interval = bounds.confidence_interval(per_sentence["nll_iw"], generator=torch.Generator().manual_seed(0))
+            figures["nll_iw_interval"] = [interval.low, interval.high]
+        figures["per_sentence"] = {name: values.tolist() for name, values in per_sentence.items()}
     return figures
 
 

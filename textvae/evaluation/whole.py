@@ -6,8 +6,11 @@ import itertools
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
+
 from textvae.errors import UserError, suggest
-from textvae.evaluation import report, suite
+from textvae.evaluation import bounds, report, suite
+from textvae.evaluation.compare import fingerprint
 from textvae.evaluation.molecules import figures as molecule_figures
 from textvae.recipe import Recipe
 from textvae.text import corpora, encoding, grammar
@@ -19,7 +22,15 @@ TRAIN_SENTENCES = 100_000  # of the training part that samples are compared with
 
 
 def evaluate(
-    vae: Any, split: str, *, recipe: Recipe, seed: int, samples: int = 0, paths: int = 0, molecules: bool = False
+    vae: Any,
+    split: str,
+    *,
+    recipe: Recipe,
+    seed: int,
+    samples: int = 0,
+    paths: int = 0,
+    molecules: bool = False,
+    whole: bool = False,
 ) -> dict[str, Any]:
     """Returns the figures of `textvae.api.TextVAE.evaluate`, whose work this is.
 
@@ -31,6 +42,8 @@ def evaluate(
         samples: how many to describe.
         paths: how many to describe.
         molecules: whether the samples are SMILES.
+        whole: adds the aggregate posterior's figures, bits a character, perplexity a word, and figures sentence by
+            sentence in the corpus's order, by which runs are compared.
 
     Raises:
         UserError: the corpus has no such part, or cannot be read.
@@ -72,8 +85,11 @@ def evaluate(
         generator=vae.generator(seed),
         references=units(references),
         reconstruct=reconstruct,
+        whole=whole,
         bleu_tokenize="none" if kind in ("word", *BY_CHARACTER) else "13a",
     )
+    if whole:
+        _add_whole(result, store, pad_id, vae.tokenizer)
     if recipe.data.grammar is not None:
         # What the best possible model reaches, in nats a sentence.
         result["corpus_entropy"] = grammar.entropy()
@@ -90,6 +106,21 @@ def evaluate(
         walks = [units(vae.interpolate(a, b, 7)) for a, b in ends]
         result["paths"] = suite.of_paths(walks, tokens=str.split)
     return {"split": split, **result}
+
+
+def _add_whole(result: dict[str, Any], store: TokenStore, pad_id: int, tokenizer: Any) -> None:
+    order = np.concatenate([rows for rows, _ in evaluation_batches(store, pad_id)])
+    back = np.argsort(order)
+    # Batches stand in order of length; another run's tokenizer may sort otherwise.
+    result["per_sentence"] = {name: [values[row] for row in back] for name, values in result["per_sentence"].items()}
+    texts = tokenizer.decode([store[row].tolist() for row in range(len(store))])
+    result["fingerprint"] = fingerprint(texts)
+    words, characters = bounds.counts(texts)
+    for name in ("nll_elbo", "nll_iw"):
+        if result[name] is not None:
+            total = result[name] * len(texts)
+            result[f"bits_per_character_{name[4:]}"] = bounds.bits_per_character(total, characters)
+            result[f"ppl_word_{name[4:]}"] = bounds.word_perplexity(total, words)
 
 
 def spaced(texts: list[str], kind: str) -> list[str]:

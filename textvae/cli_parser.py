@@ -1,0 +1,108 @@
+"""The words of the shell: commands, options and their help. Imports nothing heavy."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+DESCRIPTION = "Variational autoencoders over text: train, sample, interpolate, and numbers that can be trusted."
+
+
+def parser(version: str) -> argparse.ArgumentParser:
+    """Returns the parser of the whole shell; `run_command` of what it parses names the command."""
+    whole = argparse.ArgumentParser(prog="textvae", description=DESCRIPTION, allow_abbrev=False)
+    whole.add_argument("--version", action="version", version=version)
+    commands = whole.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    train = _command(commands, "train", "train", "train a recipe into a run folder")
+    train.add_argument("recipe", help="a YAML file: one experiment")
+    train.add_argument("overrides", nargs="*", metavar="key=value", help="as training.max_steps=1000")
+    train.add_argument("--out", metavar="RUN", help="the run folder (runs/NAME)")
+    train.add_argument("--resume", action="store_true", help="go on exactly where the run stopped")
+    train.add_argument("--processes", type=int, metavar="N", help="processes (all GPUs, or 1 on the CPU)")
+    train.add_argument("--quiet", action="store_true", help="print nothing but warnings")
+
+    sample = _command(commands, "sample", "sample", "draw sentences from the prior", run=True)
+    sample.add_argument("-n", type=int, default=10, help="how many (10)")
+    _decoding(sample)
+
+    interpolate = _command(commands, "interpolate", "interpolate", "walk between two sentences", run=True)
+    interpolate.add_argument("a", help="the first sentence")
+    interpolate.add_argument("b", help="the last sentence")
+    interpolate.add_argument("--steps", type=int, default=7, help="sentences on the path, ends counted (7)")
+    interpolate.add_argument("--path", choices=["linear", "spherical"], default="linear", help="(linear)")
+    _decoding(interpolate)
+
+    for name, function, text in (
+        ("reconstruct", "reconstruct", "decode each line from its own latent"),
+        ("encode", "encode", "print each line's posterior mean"),
+        ("score", "score", "print each line's -ELBO in nats, its parts and its perplexity"),
+    ):
+        command = _command(commands, name, function, text, run=True)
+        command.add_argument("file", nargs="?", default="-", help="lines of text (standard input)")
+        if name == "reconstruct":
+            _decoding(command)
+        if name == "score":
+            command.add_argument("--iw-samples", type=int, help="adds the importance-weighted NLL")
+            command.add_argument("--seed", type=int, default=0, help="of the draws of z (0)")
+
+    evaluate = _command(commands, "evaluate", "evaluate", "compute every figure on a part of the corpus", run=True)
+    evaluate.add_argument("overrides", nargs="*", metavar="key=value", help="as data.files={test: mine.txt}")
+    evaluate.add_argument("--split", default="test", help="train, validation or test (test)")
+    evaluate.add_argument("--seed", type=int, default=0, help="of all draws (0)")
+    evaluate.add_argument("--samples", type=int, default=0, metavar="N", help="figures of N samples, too")
+    evaluate.add_argument("--paths", type=int, default=0, metavar="N", help="figures of N interpolations, too")
+    evaluate.add_argument(
+        "--save", action="store_true", help="keep everything in the run folder: JSON for compare, a page, a table"
+    )
+    evaluate.add_argument("--molecules", action="store_true", help="figures of the samples as SMILES, too")
+
+    fit = _command(commands, "fit-prior", "fit_prior", "fit a prior to a run's latents, for sampling", run=True)
+    fit.add_argument("file", nargs="?", help="lines of text (the run's training part)")
+    fit.add_argument("--kind", default="gaussian", help="gaussian, mixture or flow (gaussian)")
+    fit.add_argument("--components", type=int, default=10, help="of a mixture (10)")
+    fit.add_argument("--sentences", type=int, default=20_000, help="of the training part at most (20000)")
+    fit.add_argument("--seed", type=int, default=0, help="of the fit (0)")
+
+    parts = _command(commands, "parts", "parts", "list what a recipe can name: kinds, options, papers")
+    parts.add_argument("family", nargs="?", help="a family or key path, as schedule or objective.* (all)")
+    parts.add_argument("--json", action="store_true", help="one JSON object a line")
+
+    compare = _command(commands, "compare", "compare", "hold runs against the first, on the same sentences")
+    compare.add_argument("runs", nargs="+", metavar="RUN", help="evaluated with --save")
+    compare.add_argument("--split", default="test", help="train, validation or test (test)")
+    compare.add_argument("--figure", choices=["nll_iw", "nll_elbo", "kl"], default="nll_iw", help="(nll_iw)")
+    compare.add_argument("--markdown", action="store_true", help="a Markdown table")
+    compare.add_argument("--json", action="store_true", help="one JSON object a line")
+
+    recipe = commands.add_parser("recipe", help="check and describe recipes")
+    actions = recipe.add_subparsers(title="actions", required=True, metavar="ACTION")
+    check = _command(actions, "check", "check", "say everything that is wrong with a recipe")
+    show = _command(actions, "show", "show", "print a recipe with every default written out")
+    for command in (check, show):
+        command.add_argument("recipe")
+        command.add_argument("overrides", nargs="*", metavar="key=value")
+    _command(actions, "schema", "schema", "print the JSON schema of a recipe, for editors")
+    return whole
+
+
+def _command(commands: Any, name: str, function: str, text: str, *, run: bool = False) -> argparse.ArgumentParser:
+    command: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+    command.set_defaults(run_command=function)
+    if run:
+        command.add_argument("run", metavar="RUN", help="a run folder")
+        command.add_argument("--json", action="store_true", help="one JSON object a line")
+        command.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 (cpu)")
+        command.add_argument("--trust-code", action="store_true", help="import classes the recipe names by dotted path")
+    return command
+
+
+def _decoding(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--seed", type=int, help="repeats a result")
+    command.add_argument("--method", choices=["greedy", "sample", "beam"])
+    command.add_argument("--temperature", type=float)
+    command.add_argument("--top-k", type=int)
+    command.add_argument("--top-p", type=float)
+    command.add_argument("--beam-size", type=int)
+    command.add_argument("--max-length", type=int, help="tokens, </s> counted")
+    command.add_argument("--ban-unk", action="store_true", default=None, help="never generate <unk>")
