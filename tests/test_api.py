@@ -234,3 +234,11 @@ def test_evaluate_describes_samples_and_paths_where_they_are_asked_for(vae, run,
     shown = capfdbinary.readouterr().out.decode()
     assert "samples.self_bleu" in shown
     assert "paths.monotonicity" in shown
+
+
+def test_annealing_checks_the_bound(vae):
+    checked = vae.evaluate("test", anneal=10)["annealed"]
+    assert checked["sentences"] == 10
+    # Latents of many nats: fifty importance samples are a loose bound, which annealing goes below.
+    assert 0 < checked["nll_ais"] < checked["nll_iw"] + 0.5
+    assert checked["amortisation_gap"] > -0.1

@@ -264,6 +264,7 @@ class TextVAE:
         paths: int = 0,
         molecules: bool = False,
         whole: bool = False,
+        anneal: int = 0,
     ) -> dict[str, Any]:
         """Returns the figures of a part of the corpus; see `textvae.evaluation.report`.
 
@@ -274,6 +275,8 @@ class TextVAE:
             samples: adds `samples`, figures of so many samples beside the corpus (`evaluation.suite.of_samples`).
             paths: adds `paths`, figures of so many interpolations of 7 steps between sentences of the part.
             molecules: adds `molecules`, figures of the samples as SMILES (`evaluation.molecules.figures`).
+            anneal: adds `annealed`, of so many sentences: the NLL by annealed importance sampling beside the
+                importance-weighted one, and the amortisation gap (nats a sequence); Gaussian posteriors only.
             whole: adds `aggregate`, how the aggregate posterior lies to the prior and the parts of the KL; bits a
                 character and perplexity a word; and `per_sentence`, in the corpus's order.
 
@@ -294,6 +297,7 @@ class TextVAE:
             paths=paths,
             molecules=molecules,
             whole=whole,
+            anneal=anneal,
         )
 
     def corpus_texts(self, split: str, at_most: int) -> list[str]:

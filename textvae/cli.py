@@ -112,6 +112,7 @@ def _evaluate(options: argparse.Namespace) -> None:
         paths=options.paths,
         molecules=options.molecules,
         whole=options.save,
+        anneal=options.anneal,
     )
     if options.save:
         _save_evaluation(vae, Path(options.run), result, options.seed)

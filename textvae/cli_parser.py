@@ -55,6 +55,7 @@ def parser(version: str) -> argparse.ArgumentParser:
     evaluate.add_argument(
         "--save", action="store_true", help="keep everything in the run folder: JSON for compare, a page, a table"
     )
+    evaluate.add_argument("--anneal", type=int, default=0, metavar="N", help="check the bound on N sentences, too")
     evaluate.add_argument("--molecules", action="store_true", help="figures of the samples as SMILES, too")
 
     fit = _command(commands, "fit-prior", "fit_prior", "fit a prior to a run's latents, for sampling", run=True)

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 
 from textvae.errors import UserError, suggest
-from textvae.evaluation import bounds, report, suite
+from textvae.evaluation import annealing, bounds, report, suite
 from textvae.evaluation.compare import fingerprint
 from textvae.evaluation.molecules import figures as molecule_figures
 from textvae.recipe import Recipe
 from textvae.text import corpora, encoding, grammar
-from textvae.text.batching import TokenStore, evaluation_batches
+from textvae.text.batching import TokenStore, collate, evaluation_batches
 from textvae.types import Batch
 
 BY_CHARACTER = ("character", "byte")  # tokenizers without words
@@ -31,6 +31,7 @@ def evaluate(
     paths: int = 0,
     molecules: bool = False,
     whole: bool = False,
+    anneal: int = 0,
 ) -> dict[str, Any]:
     """Returns the figures of `textvae.api.TextVAE.evaluate`, whose work this is.
 
@@ -42,6 +43,7 @@ def evaluate(
         samples: how many to describe.
         paths: how many to describe.
         molecules: whether the samples are SMILES.
+        anneal: on how many sentences annealed importance sampling checks the bound.
         whole: adds the aggregate posterior's figures, bits a character, perplexity a word, and figures sentence by
             sentence in the corpus's order, by which runs are compared.
 
@@ -90,6 +92,9 @@ def evaluate(
     )
     if whole:
         _add_whole(result, store, pad_id, vae.tokenizer)
+    if anneal:
+        first = [store[row] for row in range(min(anneal, len(store)))]
+        result["annealed"] = _annealed(vae, [vae.on_device(collate(first, pad_id))], settings.iw_samples, seed)
     if recipe.data.grammar is not None:
         # What the best possible model reaches, in nats a sentence.
         result["corpus_entropy"] = grammar.entropy()
@@ -121,6 +126,20 @@ def _add_whole(result: dict[str, Any], store: TokenStore, pad_id: int, tokenizer
             total = result[name] * len(texts)
             result[f"bits_per_character_{name[4:]}"] = bounds.bits_per_character(total, characters)
             result[f"ppl_word_{name[4:]}"] = bounds.word_perplexity(total, words)
+
+
+def _annealed(vae: Any, batches: list[Batch], iw_samples: int, seed: int) -> dict[str, Any]:
+    """The bound's check on the same sentences, means over them, and how far the encoder is from its best."""
+    checked = annealing.ais_nll(vae.model, batches, generator=vae.generator(seed))
+    weighted = bounds.iw_nll(vae.model, batches, samples=iw_samples, generator=vae.generator(seed))
+    gap = annealing.amortisation_gap(vae.model, batches, generator=vae.generator(seed))
+    return {
+        "sentences": len(checked.nll),
+        "nll_ais": float(checked.nll.mean()),
+        "nll_iw": float(weighted.nll.mean()),
+        "acceptance": float(checked.acceptance.mean()),
+        "amortisation_gap": float(gap.mean()),
+    }
 
 
 def spaced(texts: list[str], kind: str) -> list[str]:
