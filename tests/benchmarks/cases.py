@@ -54,6 +54,16 @@ class Done(NamedTuple):
 Run = Callable[[], Done]
 
 
+def after(work: Callable[[], object], done: Done) -> Run:
+    """Returns a run that does `work` and reports what that was."""
+
+    def run() -> Done:
+        work()
+        return done
+
+    return run
+
+
 @dataclass(frozen=True)
 class Case:
     """A comparison; either side is made only where it is wanted."""
@@ -76,11 +86,11 @@ def training(sizes: Sizes, batch_size: int, steps: int, options: Options, *, mem
 
     def ours() -> Run:
         step = our_trainer(sizes, options.optimizer, options.device)
-        return lambda: [step(rows) for rows in batches] and done  # type: ignore[return-value]
+        return after(lambda: [step(rows) for rows in batches], done)
 
     def theirs() -> Run:
         step, padded = textbook_trainer(sizes, options.optimizer, options.device), [collate(b, PAD) for b in batches]
-        return lambda: [step(batch) for batch in padded] and done  # type: ignore[return-value]
+        return after(lambda: [step(batch) for batch in padded], done)
 
     return Case(
         "tokens",
@@ -134,12 +144,12 @@ def importance(options: Options) -> Case:
 
     def ours() -> Run:
         model = our_model(SMALL).to(device)
-        return lambda: done if ours_with(model) is not None else done
+        return after(lambda: ours_with(model), done)
 
     def theirs() -> Run:
         model, batches = textbook_model(SMALL).to(device).eval(), single()
         noise = [torch.randn(samples, SMALL.latent, device=device) for _ in batches]
-        return lambda: done if textbook.iw_nll(model, batches, noise) is not None else done
+        return after(lambda: textbook.iw_nll(model, batches, noise), done)
 
     def check() -> str:
         reference, model, draws = textbook_model(SMALL), our_model(SMALL), 50
@@ -303,11 +313,11 @@ def encoding(options: Options) -> Case:
 
     def ours() -> Run:
         model = our_model(SMALL).to(device).eval()
-        return lambda: done if mine(model, store) is not None else done
+        return after(lambda: mine(model, store), done)
 
     def theirs() -> Run:
         model = textbook_model(SMALL).to(device).eval()
-        return lambda: done if other(model, list(store.sentences)) is not None else done
+        return after(lambda: other(model, list(store.sentences)), done)
 
     def check() -> str:
         reference, model = textbook_model(SMALL), our_model(SMALL)
@@ -317,9 +327,7 @@ def encoding(options: Options) -> Case:
         torch.testing.assert_close(mine(model.to(device).eval(), some), expected, rtol=1e-4, atol=1e-5)
         return "means equal"
 
-    return Case(
-        "tokens", ours, theirs, check, limit.encoding(SMALL), lambda: limit.Machine(SMALL, 20_000, 900, device)
-    )
+    return Case("tokens", ours, theirs, check, limit.encoding(SMALL), lambda: limit.Machine(SMALL, 20_000, 900, device))
 
 
 CASES: dict[str, Callable[[Options], Case]] = {
