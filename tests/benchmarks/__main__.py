@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 
-from tests.benchmarks.cases import CASES, Case, Options
+from tests.benchmarks.cases import CASES, Case, Done, Options
 from tests.benchmarks.limit import Operations, timed
 
 START = "start-help"  # a case without a model: how long the shell takes to say what it can
@@ -44,7 +43,7 @@ def main() -> None:
 
 
 def measure(name: str, case: Case, options: argparse.Namespace) -> dict[str, object]:
-    """Runs both sides by turns; medians, and the spread of ours as its quartiles over its median."""
+    """Runs both sides by turns, the first alternating; medians, and the spread of ours as its range over its median."""
     row: dict[str, object] = {"case": name, "unit": case.unit}
     sides = {side: _child(name, side, options) for side in ("ours", "textbook")}
     row |= {"peak_mib": sides["ours"], "peak_mib_textbook": sides["textbook"]}
@@ -57,10 +56,10 @@ def measure(name: str, case: Case, options: argparse.Namespace) -> dict[str, obj
     for repeat in range(options.repeats + 1):
         machine = case.machine() if case.machine else None
         rates = machine.rates() if machine else None
-        for side, run in runs.items():
-            begin = time.perf_counter()
-            done = run()
-            seconds = time.perf_counter() - begin
+        for side, run in list(runs.items())[:: 1 if repeat % 2 else -1]:
+            made: list[Done] = []
+            seconds = timed(lambda run=run, made=made: made.append(run()), torch.device(options.device))
+            done = made[0]
             if repeat == 0:
                 continue  # the first run pays for what later ones find ready
             speeds[side].append(done.units / seconds)
@@ -97,8 +96,11 @@ def _memory_of_one(case: Case, side: str) -> float:
 
 
 def _peak() -> float:
-    # Linux counts kilobytes.
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    # Not getrusage's, which a child inherits from its parent on Linux.
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) / 1024
+    raise RuntimeError("peak memory is read from /proc, which this system has not")
 
 
 def _start() -> dict[str, object]:
