@@ -106,6 +106,7 @@ def test_lines_come_from_standard_input_and_rows_stay_in_step(folder):
         (["train", "{recipe}", "data.files={train: nowhere.txt}"], "nowhere.txt"),
         (["train", "{recipe}", "data.column=txet"], "txet"),
         (["train", "{recipe}", "objective.kl.kind=kll"], "objective.kl.kind"),
+        (["train", "{recipe}", "objective.kl.kind=kll"], "set on the command line"),
         (["train", "{recipe}", "model.encoder.cell=lstn"], "model.encoder.cell"),
         (["train", "{recipe}", "--out", "{run}"], "--resume"),
         (["train", "{recipe}", "training.trackers=[tensorbord]"], "Did you mean 'tensorboard'"),
@@ -182,7 +183,7 @@ def test_help_does_not_wait_for_torch():
         "import sys, textvae.cli as c\ntry: c.main(['--help'])\nexcept SystemExit: pass\n"
         "assert 'torch' not in sys.modules"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    assert subprocess.run([sys.executable, "-c", code], check=False, capture_output=True).returncode == 0
 
 
 def test_saved_evaluations_are_compared_sentence_by_sentence(folder, capfdbinary):

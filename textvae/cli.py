@@ -226,13 +226,10 @@ def _schema(options: argparse.Namespace) -> None:
 
 
 def _checked_recipe(options: argparse.Namespace) -> Any:
-    from textvae import recipe_file
+    from textvae import build, recipe_file
 
-    recipe = recipe_file.load(options.recipe, options.overrides)
-    from textvae import build
-
-    build.check(recipe, options.recipe)
-    return recipe
+    # Checked while the layers are known, so that a message says which file, or the command line, set the key.
+    return recipe_file.load(options.recipe, options.overrides, check=build.problems)
 
 
 def _load(options: argparse.Namespace) -> Any:
