@@ -3,7 +3,7 @@ import torch
 from torch.distributions import Independent, Normal
 
 from textvae.latent.divergences import KL
-from textvae.objective import CrossEntropy, Objective
+from textvae.objective import CrossEntropy, HeadTerm, Objective
 from textvae.schedules import Constant, Horizon, Linear
 from textvae.types import VAEOutput
 
@@ -48,3 +48,16 @@ def test_a_language_model_has_reconstruction_only():
     losses = Objective(CrossEntropy(), {})(out, 0)
     torch.testing.assert_close(losses.total, -out.log_likelihood.mean())
     assert list(losses.terms) == ["reconstruction"]
+
+
+def test_a_heads_loss_is_a_weighted_term_of_training_and_no_part_of_an_evaluation():
+    out = output()._replace(heads={"bag": torch.tensor([[1.0, 2.0, 3.0, 4.0], [3.0, 2.0, 1.0, 0.0]])})
+    terms = {"kl": (KL(), Constant(HORIZON)), "bag": (HeadTerm("bag", "nats"), Constant(HORIZON, value=0.5))}
+    objective = Objective(CrossEntropy(), terms)
+    losses = objective(out, 0)
+    torch.testing.assert_close(losses.terms["bag"], torch.tensor(2.0))
+    torch.testing.assert_close(losses.total - losses.terms["reconstruction"] - losses.terms["kl"], torch.tensor(1.0))
+    measured = objective.measure([out.posterior], out.prior, out.z)
+    assert set(measured) == {"term_kl"}
+    numbers = {"reconstruction": 10.0, **measured}
+    assert objective.final(numbers, objective.weights(0)) == pytest.approx(10.0 + measured["term_kl"])

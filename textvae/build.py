@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import torch
 from torch import nn
 
+from textvae.combinations import contradictions, of_term, tried
 from textvae.errors import RecipeError, UserError
 from textvae.latent.divergences import DIVERGENCES
 from textvae.latent.posteriors import POSTERIORS, sample
@@ -15,18 +15,20 @@ from textvae.latent.priors import PRIORS
 from textvae.model import SequenceVAE
 from textvae.nets.decoders import DECODERS
 from textvae.nets.encoders import ENCODERS
+from textvae.nets.heads import HEADS
 from textvae.nets.initialization import INITIALIZATIONS
 from textvae.nets.output import OUTPUTS
-from textvae.objective import RECONSTRUCTIONS, Objective
+from textvae.objective import RECONSTRUCTIONS, HeadTerm, Objective
 from textvae.optimizers import OPTIMIZERS
 from textvae.recipe import Recipe, Section
 from textvae.registry import Registry, takes_positional
 from textvae.schedules import DECAYS, RATES, SCHEDULES, Constant, Horizon
 from textvae.text.noise import NOISES, Chain, Vocabulary, WordDropout
 from textvae.text.tokenizers import TOKENIZERS
-from textvae.types import Schedule, Tokenizer
+from textvae.types import Divergence, Schedule, Tokenizer
 
-LARGEST_TRIED = 512  # latent dimensions of the try that a check makes
+# A term of the objective is a divergence, or a head of the model with its loss.
+TERMS = Registry("divergence", {**DIVERGENCES.kinds, **HEADS.kinds}, default=DIVERGENCES.default)
 
 # Key path of a section -> its family. `*` stands for a term's name.
 FAMILIES: Mapping[str, Registry] = {
@@ -39,7 +41,7 @@ FAMILIES: Mapping[str, Registry] = {
     "model.initialization": INITIALIZATIONS,
     "model.noise": NOISES,
     "objective.reconstruction": RECONSTRUCTIONS,
-    "objective.*": DIVERGENCES,
+    "objective.*": TERMS,
     "objective.*.weight": SCHEDULES,
     "training.optimizer": OPTIMIZERS,
     "training.lr_schedule": RATES,
@@ -52,7 +54,7 @@ def problems(recipe: Recipe, *, trust_code: bool = True) -> list[str]:
     found = []
     for path, registry, options in _sections(recipe):
         found += registry.problems(options, path, trust_code=trust_code)
-    return found or [*_combinations(recipe), *_tried(recipe, trust_code)]
+    return found or [*contradictions(recipe), *tried(recipe)]
 
 
 def check(recipe: Recipe, source: str = "recipe", *, trust_code: bool = True) -> None:
@@ -82,66 +84,10 @@ def _sections(recipe: Recipe) -> Iterator[tuple[str, Registry, dict[str, Any]]]:
     for path, section in plain.items():
         yield path, FAMILIES[path], section.as_dict()
     for name, term in recipe.objective.terms.items():
-        options = {key: value for key, value in term.as_dict().items() if key != "weight"}
-        yield f"objective.{name}", DIVERGENCES, options
+        options = of_term(term)
+        yield f"objective.{name}", TERMS, options
         if isinstance(term.weight, Section):
             yield f"objective.{name}.weight", SCHEDULES, term.weight.as_dict()
-
-
-def _combinations(recipe: Recipe) -> list[str]:
-    found = []
-    model = recipe.model
-    options = DECODERS.options(model.decoder.kind)(**_options(model.decoder))
-    hidden_dim = getattr(options, "hidden_dim", None)
-    if model.tie_output and hidden_dim not in (None, model.embedding_dim):
-        found.append(
-            f"model.tie_output: the output matrix can only be the embedding table where model.decoder.hidden_dim "
-            f"({hidden_dim}) equals model.embedding_dim ({model.embedding_dim})"
-        )
-    return found
-
-
-def _tried(recipe: Recipe, trust_code: bool) -> list[str]:
-    """What posterior, prior and terms say of each other when they meet, tried on a few latents of few dimensions."""
-    model = recipe.model
-    kinds = (model.posterior.kind, model.prior.kind)
-    if not model.latent_dim or any("." in kind for kind in kinds):
-        return []
-    dimensions, features = min(model.latent_dim, LARGEST_TRIED), 8
-    path, found = "model.posterior", []
-    # The caller's random state stays as it was.
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        try:
-            posterior_of = POSTERIORS.build(model.posterior.as_dict(), features, dimensions, path=path)
-            posterior = posterior_of(torch.randn(8, features))
-            z = sample(posterior, 1)
-            path = "model.prior"
-            prior_of = PRIORS.build(model.prior.as_dict(), dimensions, path=path)
-            if hasattr(prior_of, "attach"):
-                prior_of.attach(posterior_of, features)
-            prior = prior_of()
-        except (ValueError, ImportError) as error:
-            return [_at_path(path, error)]
-        for name, term in recipe.objective.terms.items():
-            if "." in term.kind:
-                continue
-            path = f"objective.{name}"
-            options = {key: value for key, value in term.as_dict().items() if key != "weight"}
-            shape = (dimensions,) if takes_positional(DIVERGENCES.resolve(term.kind)) else ()
-            try:
-                DIVERGENCES.build(options, *shape, path=path)(posterior, prior, z)
-            except ValueError as error:
-                found.append(_at_path(path, error))
-    return found
-
-
-def _at_path(path: str, error: Exception) -> str:
-    return str(error) if str(error).startswith(("model.", "objective.")) else f"{path}: {error}"
-
-
-def _options(section: Section) -> dict[str, Any]:
-    return {key: value for key, value in section.as_dict().items() if key != "kind"}
 
 
 def build_model(recipe: Recipe, tokenizer: Tokenizer, *, trust_code: bool = True) -> SequenceVAE:
@@ -161,6 +107,8 @@ def build_model(recipe: Recipe, tokenizer: Tokenizer, *, trust_code: bool = True
     decoder = build("model.decoder", config.decoder, config.embedding_dim, config.latent_dim)
     embedding = nn.Embedding(vocabulary, config.embedding_dim)
     output = build("model.output", config.output, decoder.hidden_dim, vocabulary)
+    if hasattr(output, "attach"):
+        output.attach(embedding)
     parts: dict[str, Any] = {}
     if config.latent_dim:
         encoder = build("model.encoder", config.encoder, config.embedding_dim)
@@ -172,6 +120,11 @@ def build_model(recipe: Recipe, tokenizer: Tokenizer, *, trust_code: bool = True
             "posterior": build("model.posterior", config.posterior, encoder.feature_dim, config.latent_dim),
             "prior": build("model.prior", config.prior, config.latent_dim),
             "draw": sample,
+            "heads": {
+                name: HEADS.build(of_term(term), config.latent_dim, vocabulary, path=f"objective.{name}")
+                for name, term in recipe.objective.terms.items()
+                if term.kind in HEADS
+            },
         }
         if hasattr(parts["prior"], "attach"):
             parts["prior"].attach(parts["posterior"], encoder.feature_dim)
@@ -197,10 +150,14 @@ def build_model(recipe: Recipe, tokenizer: Tokenizer, *, trust_code: bool = True
 
 def build_objective(recipe: Recipe, horizon: Horizon, *, trust_code: bool = True) -> Objective:
     """Returns the recipe's objective for a training of this length; terms with parameters start anew."""
-    terms = {}
+    terms: dict[str, tuple[Divergence | HeadTerm, Schedule]] = {}
     for name, term in recipe.objective.terms.items():
         path = f"objective.{name}"
-        options = {key: value for key, value in term.as_dict().items() if key != "weight"}
+        options = of_term(term)
+        if term.kind in HEADS:
+            head: Any = HEADS.resolve(term.kind)
+            terms[name] = HeadTerm(name, head.unit), _schedule(term.weight, horizon, f"{path}.weight", trust_code)
+            continue
         constructor = DIVERGENCES.resolve(term.kind, trust_code=trust_code)
         # Critics and other terms with parameters ask for the latents' width; the rest need nothing.
         shape = (recipe.model.latent_dim,) if takes_positional(constructor) else ()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -31,6 +31,7 @@ class SequenceVAE(nn.Module):
         word_dropout: noise on the decoder's inputs.
         noise: noise on what the encoder reads, Batch -> Batch.
         draw: draws z (S, B, D) from a posterior, with noise (S, B, D) given or not.
+        heads: name -> further predictions from z: (batch, z (S, B, D)) -> (S, B) nats, for terms of the objective.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class SequenceVAE(nn.Module):
         posterior: nn.Module | None = None,
         prior: nn.Module | None = None,
         draw: Callable[[Distribution, int, Tensor | None], Tensor] | None = None,
+        heads: Mapping[str, nn.Module] | None = None,
     ) -> None:
         super().__init__()
         self.latent_dim = latent_dim
@@ -61,6 +63,7 @@ class SequenceVAE(nn.Module):
         self.word_dropout = word_dropout
         self.noise = noise
         self.draw = draw
+        self.heads = nn.ModuleDict(heads or {})
 
     def encode(self, batch: Batch) -> Distribution:
         """Returns q(z|x), batch (B,), event (D,); row i is sentence i.
@@ -131,7 +134,17 @@ class SequenceVAE(nn.Module):
             z = self.decoder_embedding.weight.new_zeros(1, len(batch.lengths), 0)
             return VAEOutput(None, None, z, self.log_likelihood(batch, z))
         assert self.draw is not None
-        assert self.prior is not None
         posterior = self.encode(batch)
-        z = self.draw(posterior, samples, noise)
-        return VAEOutput(posterior, self.prior(), z, self.log_likelihood(batch, z))
+        return self.describe(batch, posterior, self.draw(posterior, samples, noise))
+
+    def describe(self, batch: Batch, posterior: Distribution, z: Tensor) -> VAEOutput:
+        """Returns the output for draws z (S, B, D) of a posterior, the encoder's own or another.
+
+        A head is asked in training only: no figure of an evaluation is made of it.
+        """
+        assert self.prior is not None
+        # A step of its own in the graph: what flows back from the likelihood can be told from what comes otherwise.
+        decoded = z.view_as(z)
+        log_likelihood = self.log_likelihood(batch, decoded)
+        heads = {name: head(batch, z) for name, head in self.heads.items()} if self.training else {}
+        return VAEOutput(posterior, self.prior(), z, log_likelihood, decoded, heads)

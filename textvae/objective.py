@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -11,17 +11,51 @@ from torch.distributions import Distribution
 
 from textvae.distributed import mean_over_processes
 from textvae.registry import Registry
-from textvae.types import Divergence, Losses, Schedule, VAEOutput
+from textvae.types import Divergence, Losses, Reconstruction, Schedule, VAEOutput
 
 
 class CrossEntropy:
     """-log p(x|z), summed over the tokens of a sequence."""
 
     unit: ClassVar[str] = "nats"
+    figure: ClassVar[str] = "reconstruction"
 
     def __call__(self, output: VAEOutput) -> Tensor:
         """Returns (B,) nats a sequence, the mean over the draws of z."""
         return -output.log_likelihood.mean(0)
+
+
+class SquaredError(CrossEntropy):
+    """|e - e(x_t)|^2 of predicted and true token embeddings, summed over a sequence, times the output's sharpness.
+
+    The nearest embedding is the decoded token. Brings `model.output: {kind: nearest_embedding, distance:
+    squared_error}` with it; a validation part is scored by what that layer says of tokens, in nats.
+    """
+
+
+class Cosine(CrossEntropy):
+    """1 - cos(e, e(x_t)) of predicted and true token embeddings, summed over a sequence, times the output's sharpness.
+
+    As `squared_error`, with `distance: cosine`: the direction of an embedding counts, its length does not.
+    """
+
+
+class HeadTerm:
+    """What a head of the model makes of a sentence, as a term: the loss that the model's forward pass computed.
+
+    Args:
+        name: of the head in the output.
+        unit: of its loss.
+    """
+
+    def __init__(self, name: str, unit: str) -> None:
+        self.name = name
+        self.unit = unit
+
+    def of_output(self, output: VAEOutput) -> Tensor:
+        """Returns (B,), the mean over the draws of z."""
+        assert output.heads is not None
+        return output.heads[self.name].mean(0)
 
 
 class Objective(nn.Module):
@@ -34,7 +68,9 @@ class Objective(nn.Module):
         terms: name -> (divergence, schedule of its weight).
     """
 
-    def __init__(self, reconstruction: CrossEntropy, terms: dict[str, tuple[Divergence, Schedule]]) -> None:
+    def __init__(
+        self, reconstruction: Reconstruction, terms: Mapping[str, tuple[Divergence | HeadTerm, Schedule]]
+    ) -> None:
         super().__init__()
         self.reconstruction = reconstruction
         self.divergences = {name: divergence for name, (divergence, _) in terms.items()}
@@ -57,6 +93,16 @@ class Objective(nn.Module):
         """Returns the parameters of terms that the model's optimiser moves: all but the critics'."""
         critics = {id(p) for critic in self.critics.values() for p in critic.parameters()}
         return [p for p in self.parameters() if id(p) not in critics]
+
+    def final(self, numbers: Mapping[str, float], weights: Mapping[str, float]) -> float:
+        """Returns the objective of an evaluation's figures; heads, which only help to train, do not enter.
+
+        Args:
+            numbers: of the evaluation, those of `measure` among them.
+            weights: of the terms, by name.
+        """
+        held = sum(weight * numbers[f"term_{name}"] for name, weight in weights.items() if f"term_{name}" in numbers)
+        return numbers[self.reconstruction.figure] + held
 
     def weights(self, step: int) -> dict[str, float]:
         """Returns each term's weight at `step`."""
@@ -87,6 +133,7 @@ class Objective(nn.Module):
             )
             / sum(sizes)
             for name, divergence in self.divergences.items()
+            if not isinstance(divergence, HeadTerm)
         }
 
     def forward(self, output: VAEOutput, step: int, share: float = 1.0) -> Losses:
@@ -103,9 +150,12 @@ class Objective(nn.Module):
         total = share * reconstruction
         terms, weights = {"reconstruction": reconstruction}, {"reconstruction": 1.0}
         for name, divergence in self.divergences.items():
-            assert output.posterior is not None
-            assert output.prior is not None
-            value = divergence(output.posterior, output.prior, output.z)  # (B,) or ()
+            if isinstance(divergence, HeadTerm):
+                value = divergence.of_output(output)
+            else:
+                assert output.posterior is not None
+                assert output.prior is not None
+                value = divergence(output.posterior, output.prior, output.z)  # (B,) or ()
             schedule = self.schedules[name]
             # Only controllers hold state, and only they read the value: for the others no process waits.
             measured = mean_over_processes(value.detach().mean()) if isinstance(schedule, nn.Module) else None
@@ -116,4 +166,14 @@ class Objective(nn.Module):
         return Losses(total, {name: term.detach() for name, term in terms.items()}, weights)
 
 
-RECONSTRUCTIONS = Registry("reconstruction", {"cross_entropy": CrossEntropy}, default="cross_entropy")
+# A name, not a class, where a module of its own holds it.
+RECONSTRUCTIONS = Registry(
+    "reconstruction",
+    {
+        "cross_entropy": CrossEntropy,
+        "squared_error": SquaredError,
+        "cosine": Cosine,
+        "importance_weighted": "textvae.importance:ImportanceWeighted",
+    },
+    default="cross_entropy",
+)

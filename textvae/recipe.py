@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from textvae.errors import suggest
 
+# Sizes are bounded, so that one written by mistake or by a stranger is refused before memory is asked for.
+LARGEST = 2**53  # of any whole number; beyond it a float no longer holds each one
+LARGEST_OF = {
+    **dict.fromkeys(("latent_dim", "embedding_dim", "hidden_dim", "components", "projections"), 2**16),
+    **dict.fromkeys(("layers", "transforms", "threads"), 2**8),
+    **dict.fromkeys(("steps", "iterations", "starts", "samples", "beam_size"), 10**4),
+    **dict.fromkeys(("train", "validation", "test"), 10**9),
+    **dict.fromkeys(("batch_size", "accumulation", "shuffle_buffer", "max_length", "iw_samples"), 10**8),
+    "vocab_size": 2**24,
+}
 Count = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0.0, lt=1.0)]
 Part = Literal["train", "validation", "test"]
@@ -19,15 +29,23 @@ SOURCES = ("hub", "files", "folder", "grammar")
 
 
 class Frozen(BaseModel):
-    """Immutable, no unknown keys, no silent conversions."""
+    """Immutable, no unknown keys, no silent conversions, no sizes beyond all use."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
+    @model_validator(mode="after")
+    def _sizes(self) -> Self:
+        for name, value in self:
+            largest = LARGEST_OF.get(name, LARGEST)
+            if isinstance(value, int) and abs(value) > largest:
+                raise ValueError(f".{name}: got {value}; should be at most {largest:,}")
+        return self
 
-class Section(BaseModel):
+
+class Section(Frozen):
     """`kind` and its options; the registry of the family checks them against the constructor."""
 
-    model_config = ConfigDict(frozen=True, extra="allow", strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="allow")
 
     kind: str
 
@@ -157,8 +175,6 @@ class Term(Section):
 class Objective(Frozen):
     """Reconstruction plus named terms; a term set to null is left out."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
-
     reconstruction: Annotated[Section, defaults_to("cross_entropy")] = section("cross_entropy")
     terms: dict[TermName, Term] = Field(default_factory=dict)
 
@@ -195,6 +211,19 @@ class Aggressive(Frozen):
     window: Count = Field(default=15, description="steps whose mean loss is compared with that of those before")
 
 
+class SemiAmortized(Frozen):
+    """Each sentence's posterior goes on from the encoder's by gradient steps of its own (Kim 2018, arXiv 1802.02550).
+
+    The decoder learns from the refined posterior, and the encoder through the steps, whose second derivatives are
+    finite differences. A step costs about 3 x `steps` + 2 passes forward and back.
+    """
+
+    steps: Count = Field(default=10, description="gradient steps on mean and scale of each posterior")
+    lr: Annotated[float, Field(gt=0)] = 0.1
+    momentum: Share = 0.5
+    clip: Annotated[float, Field(gt=0)] | None = Field(default=5.0, description="norm of a sentence's gradient at most")
+
+
 class Training(Frozen):
     """How the parameters are found. The batch is one optimiser step's, over all processes."""
 
@@ -204,8 +233,10 @@ class Training(Frozen):
     accumulation: Count = Field(default=1, description="pieces a batch is worked through in; changes memory only")
     max_epochs: Count | None = None
     max_steps: Count | None = None
+    samples: Count = Field(default=1, description="draws of z a sentence in a step")
     start_from: StartFrom | None = Field(default=None, description="parameters of a finished run to start from")
     aggressive: Aggressive | None = Field(default=None, description="aggressive training of the encoder")
+    semi_amortized: SemiAmortized | None = Field(default=None, description="gradient steps on each posterior")
     optimizer: Section = section("adamw", lr=1e-3)
     lr_schedule: Annotated[Section, defaults_to("constant")] = section("constant")
     decay: Annotated[Section, defaults_to("plateau")] | None = Field(
@@ -275,6 +306,19 @@ class Recipe(Frozen):
                 return {**values, "objective": {"kl": {"kind": "kl"}}}
         return values
 
+    @model_validator(mode="before")
+    @classmethod
+    def _output_of_the_reconstruction(cls, values: Any) -> Any:
+        # A distance of embeddings is predicted by an output layer of its own: named here, so that one line is enough.
+        if not isinstance(values, Mapping):
+            return values
+        model, objective = values.get("model", {}), values.get("objective")
+        chosen = objective.get("reconstruction") if isinstance(objective, Mapping) else None
+        kind = chosen.get("kind") if isinstance(chosen, Mapping) else None
+        if kind in ("squared_error", "cosine") and isinstance(model, Mapping) and "output" not in model:
+            return {**values, "model": {**model, "output": {"kind": "nearest_embedding", "distance": kind}}}
+        return values
+
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:
         if self.model.latent_dim == 0 and self.objective.terms:
@@ -320,6 +364,6 @@ def parse_duration(value: str | int) -> tuple[float, str]:
         unit = {"step": "steps", "epoch": "epochs"}.get(unit, unit)
         if len(parts) > 2 or unit not in ("steps", "epochs"):
             amount = -1.0
-    if not 0 < amount < float("inf"):
+    if not 0 < amount <= LARGEST:
         raise ValueError(f"got {value!r}; a duration is a number of steps (500) or text such as '10 epochs'")
     return amount, unit

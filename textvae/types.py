@@ -6,6 +6,7 @@ D latent dimensions, H hidden units, E embedding dimensions, V tokens in the voc
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -43,6 +44,8 @@ class VAEOutput(NamedTuple):
     prior: Distribution | None  # p(z): batch (), event (D,)
     z: Tensor  # (S, B, D), reparameterised; row i is sentence i
     log_likelihood: Tensor  # (S, B) log p(x|z), nats a sequence
+    decoded: Tensor | None = None  # (S, B, D) z as the decoder saw it: a step of the graph between z and the above
+    heads: Mapping[str, Tensor] | None = None  # name -> (S, B), what else the model says of x given z, nats
 
 
 class Losses(NamedTuple):
@@ -60,6 +63,17 @@ class Divergence(Protocol):
 
     def __call__(self, posterior: Distribution, prior: Distribution, z: Tensor) -> Tensor:
         """Returns (B,), one value a sentence, or (), one value for the batch."""
+        ...
+
+
+class Reconstruction(Protocol):
+    """What the model pays for a sentence given z; gets the whole output."""
+
+    unit: ClassVar[str]
+    figure: ClassVar[str]  # the figure of an evaluation that stands for it where the best checkpoint is picked
+
+    def __call__(self, output: VAEOutput) -> Tensor:
+        """Returns (B,) nats a sequence."""
         ...
 
 

@@ -151,4 +151,9 @@ def _with_gradients(
     return torch.cat(log_p), hidden_grad.neg_(), weight_grad, bias_grad
 
 
-OUTPUTS = Registry("output", {"softmax": SoftmaxOutput}, default="softmax")
+# A name, not a class, where a module of its own holds it.
+OUTPUTS = Registry(
+    "output",
+    {"softmax": SoftmaxOutput, "nearest_embedding": "textvae.nets.nearest:NearestEmbedding"},
+    default="softmax",
+)

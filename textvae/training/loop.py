@@ -177,9 +177,7 @@ def _evaluate(
         generator=generator(recipe.seed, 0, device=accelerator.device),
         measure=experiment.objective.measure,
     )
-    final = experiment.objective.weights(FAR)
-    held = sum(weight * numbers[f"term_{name}"] for name, weight in final.items())
-    numbers["loss"] = numbers["reconstruction"] + held
+    numbers["loss"] = experiment.objective.final(numbers, experiment.objective.weights(FAR))
     if position.aggressive and numbers["mutual_information"] < position.numbers.get("mutual_information", 0.0):
         position.aggressive = False
         telemetry.note("mutual information has fallen: the encoder's own steps end here")

@@ -13,6 +13,7 @@ from torch import Tensor
 from textvae.distributed import average_gradients, mean_over_processes
 from textvae.recipe import Recipe
 from textvae.text.batching import Batches, Step
+from textvae.training import semi_amortized
 from textvae.training.critics import update_critics
 from textvae.training.setup import Experiment
 from textvae.training.telemetry import Telemetry
@@ -77,20 +78,40 @@ def _backward(experiment: Experiment, recipe: Recipe, accelerator: Accelerator, 
     """Gradients of a step's batch; `key`, the step's number first, decides all of its randomness."""
     model, objective = experiment.model, experiment.objective
     # Randomness is a function of seed, step and process: nothing to save, and a resumed run draws the same.
-    noise = torch.randn(1, step.sentences, recipe.model.latent_dim, generator=generator(recipe.seed, *key))
+    samples = recipe.training.samples
+    noise = torch.randn(samples, step.sentences, recipe.model.latent_dim, generator=generator(recipe.seed, *key))
     torch.manual_seed(mix(recipe.seed, *key, accelerator.process_index))
+    losses: Losses
     for i, piece in enumerate(step.pieces):
         batch = Batch(*(tensor.to(accelerator.device, non_blocking=True) for tensor in piece.batch))
         drawn = noise[:, piece.rows].to(accelerator.device, non_blocking=True)
+        if recipe.training.semi_amortized is not None:
+            losses = semi_amortized.backward(
+                experiment.unwrapped,
+                objective,
+                batch,
+                drawn,
+                key[0],
+                piece.share,
+                recipe.training.semi_amortized,
+                scale=1 / len(step.pieces),
+                seed=mix(recipe.seed, *key, accelerator.process_index, i),
+                term_seed=mix(recipe.seed, *key, i, 7),
+                autocast=accelerator.autocast,
+            )
+            continue
         last = i == len(step.pieces) - 1
         with contextlib.nullcontext() if last else accelerator.no_sync(model):
-            output = model(batch, noise=drawn)
+            output = model(batch, samples=samples, noise=drawn)
             # The same on every process: a statistic of the whole batch draws the same from the prior.
             torch.manual_seed(mix(recipe.seed, *key, i, 7))
             update_critics(experiment.critics, output)
-            losses: Losses = objective(output, key[0], piece.share)
+            losses = objective(output, key[0], piece.share)
             accelerator.backward(losses.total / len(step.pieces))
-    average_gradients(experiment.term_parameters)
+    by_hand = list(experiment.term_parameters)
+    if recipe.training.semi_amortized is not None:
+        by_hand += experiment.unwrapped.parameters()
+    average_gradients(by_hand)
     return losses
 
 

@@ -1,0 +1,111 @@
+"""Sections that contradict each other are refused when the recipe is read, with the reason and what to write."""
+
+import copy
+
+import pytest
+
+from textvae.build import problems
+from textvae.recipe import Recipe
+
+GRADIENT_FREE = {"cell": "gru", "hidden_dim": 8}
+
+
+def found(**sections) -> list[str]:
+    values = {
+        "data": {"grammar": {}},
+        "model": {"latent_dim": 4, "embedding_dim": 8, "encoder": GRADIENT_FREE, "decoder": GRADIENT_FREE},
+        "training": {"max_steps": 1},
+    }
+    for path, value in sections.items():
+        *parents, key = path.split("__")
+        here = values
+        for parent in parents:
+            here = here.setdefault(parent, {})
+        here[key] = copy.deepcopy(value)
+    return problems(Recipe.model_validate(values))
+
+
+IWAE = {"objective": {"reconstruction": {"kind": "importance_weighted"}}, "training__samples": 4}
+REFUSED = {
+    "iwae with one draw": ({**IWAE, "training__samples": 1}, "training.samples: got 1"),
+    "iwae with a KL": ({**IWAE, "objective__kl": {"kind": "kl"}}, "objective.kl: the bound of importance_weighted"),
+    "iwae on points": ({**IWAE, "model__posterior": {"kind": "point"}}, "objective.reconstruction"),
+    "dreg on a sphere": (
+        {**IWAE, "model__posterior": {"kind": "von_mises_fisher"}, "model__prior": {"kind": "uniform_sphere"}},
+        "gradient: reparameterized",
+    ),
+    "a distance with a softmax": (
+        {"objective": {"reconstruction": {"kind": "cosine"}}, "model__output": {"kind": "softmax"}},
+        "objective.reconstruction.kind: cosine",
+    ),
+    "the other distance": (
+        {"objective": {"reconstruction": {"kind": "cosine"}}, "model__output": {"kind": "nearest_embedding"}},
+        "distance: cosine",
+    ),
+    "embeddings under cross entropy": ({"model__output": {"kind": "nearest_embedding"}}, "model.output.kind"),
+    "a tied nearest embedding": (
+        {"objective": {"reconstruction": {"kind": "cosine"}}, "model__tie_output": True},
+        "model.tie_output: nearest_embedding",
+    ),
+    "a head as monitor": (
+        {
+            "objective": {"kl": {"kind": "kl"}, "bag": {"kind": "bag_of_words"}},
+            "training__monitor": "term_bag",
+        },
+        "training.monitor: term_bag",
+    ),
+    "refined points": (
+        {"objective": {"kl": None}, "model__posterior": {"kind": "point"}, "training__semi_amortized": {}},
+        "training.semi_amortized: refines mean and scale",
+    ),
+    "refining beside a critic": (
+        {"objective": {"w": {"kind": "adversarial"}}, "training__semi_amortized": {}},
+        "objective.w (adversarial) has a critic",
+    ),
+    "refining beside a controller": (
+        {"objective": {"kl": {"kind": "kl", "weight": {"kind": "pid"}}}, "training__semi_amortized": {}},
+        "objective.kl.weight (pid) is a controller",
+    ),
+    "refining and aggressive": (
+        {"training__semi_amortized": {}, "training__aggressive": {}},
+        "training.semi_amortized: cannot be combined with training.aggressive",
+    ),
+    "refining in half precision": (
+        {"training__semi_amortized": {}, "training__precision": "fp16"},
+        "training.semi_amortized: differences of gradients",
+    ),
+    "an unknown distance": (
+        {
+            "objective": {"reconstruction": {"kind": "cosine"}},
+            "model__output": {"kind": "nearest_embedding", "distance": "cosin"},
+        },
+        "Did you mean 'cosine'",
+    ),
+}
+
+
+@pytest.mark.parametrize("sections, message", REFUSED.values(), ids=REFUSED)
+def test_a_contradiction_is_named_with_its_key(sections, message):
+    assert any(message in problem for problem in found(**sections)), found(**sections)
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [
+        IWAE,
+        {**IWAE, "objective__mmd": {"kind": "mmd"}},
+        {"objective": {"kl": {"kind": "kl"}, "bag": {"kind": "bag_of_words", "hidden_dim": 0}}},
+        {"objective": {"reconstruction": {"kind": "squared_error"}, "kl": {"kind": "kl"}}},
+        {"training__semi_amortized": {"steps": 2}},
+    ],
+)
+def test_what_belongs_together_is_taken(sections):
+    assert found(**sections) == []
+
+
+def test_a_distance_of_embeddings_writes_its_output_layer_into_the_recipe():
+    recipe = Recipe.model_validate(
+        {"data": {"grammar": {}}, "objective": {"reconstruction": {"kind": "cosine"}}, "training": {"max_steps": 1}}
+    )
+    assert recipe.resolved()["model"]["output"] == {"kind": "nearest_embedding", "distance": "cosine"}
+    assert Recipe.model_validate(recipe.resolved()) == recipe

@@ -1,0 +1,163 @@
+"""What the sections of a recipe say against each other: found when it is read, not in step 4,000."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from textvae.latent.divergences import DIVERGENCES, diagonal_gaussian
+from textvae.latent.posteriors import POSTERIORS, sample
+from textvae.latent.priors import PRIORS
+from textvae.nets.decoders import DECODERS
+from textvae.nets.heads import HEADS
+from textvae.objective import RECONSTRUCTIONS
+from textvae.recipe import MONITORS, Recipe, Section
+from textvae.registry import takes_positional
+from textvae.types import VAEOutput
+
+CRITICS = ("wasserstein_critic", "adversarial")
+CONTROLLERS = ("pid", "geco")
+LARGEST_TRIED = 512  # latent dimensions of the try that a check makes
+
+
+def contradictions(recipe: Recipe) -> list[str]:
+    """Returns what sections that are right by themselves say against each other, one message a problem."""
+    found = []
+    model, terms = recipe.model, recipe.objective.terms
+    options = DECODERS.options(model.decoder.kind)(**_options(model.decoder))
+    hidden_dim = getattr(options, "hidden_dim", None)
+    if model.tie_output and hidden_dim not in (None, model.embedding_dim):
+        found.append(
+            f"model.tie_output: the output matrix can only be the embedding table where model.decoder.hidden_dim "
+            f"({hidden_dim}) equals model.embedding_dim ({model.embedding_dim})"
+        )
+    found += _reconstruction_problems(recipe)
+    heads = [name for name, term in terms.items() if term.kind in HEADS]
+    if recipe.training.monitor in [f"term_{name}" for name in heads]:
+        found.append(
+            f"training.monitor: {recipe.training.monitor} is a help for training, which no evaluation measures; "
+            f"take one of {', '.join(MONITORS)}"
+        )
+    if recipe.training.semi_amortized is not None:
+        found += _semi_amortized_problems(recipe)
+    return found
+
+
+def _reconstruction_problems(recipe: Recipe) -> list[str]:
+    """What reconstruction, output layer and the number of draws say of each other."""
+    found = []
+    kind, output = recipe.objective.reconstruction.kind, recipe.model.output
+    nearest, wanted = output.kind == "nearest_embedding", kind in ("squared_error", "cosine")
+    if wanted and (not nearest or _options(output).get("distance", "squared_error") != kind):
+        found.append(
+            f"objective.reconstruction.kind: {kind} is a distance of embeddings, which "
+            f"model.output: {{kind: nearest_embedding, distance: {kind}}} predicts; write that, or leave model.output "
+            "out"
+        )
+    if nearest and not wanted:
+        found.append(
+            f"model.output.kind: nearest_embedding predicts embeddings, and objective.reconstruction.kind is {kind}; "
+            "take squared_error or cosine there"
+        )
+    if nearest and recipe.model.tie_output:
+        found.append("model.tie_output: nearest_embedding has no output matrix; its tokens are the embeddings already")
+    if kind == "importance_weighted":
+        if not recipe.model.latent_dim:
+            found.append("objective.reconstruction.kind: importance_weighted needs latents, and model.latent_dim is 0")
+        if recipe.training.samples < 2:
+            found.append(
+                "training.samples: got 1; importance_weighted is a bound over several draws of z, so take 5 or more"
+            )
+        for name, term in recipe.objective.terms.items():
+            if term.kind == "kl":
+                found.append(
+                    f"objective.{name}: the bound of importance_weighted holds the KL already; set objective.{name} "
+                    "to null"
+                )
+    return found
+
+
+def _semi_amortized_problems(recipe: Recipe) -> list[str]:
+    found = []
+    where, training = "training.semi_amortized", recipe.training
+    if not recipe.model.latent_dim:
+        return [f"{where}: a language model (model.latent_dim: 0) has no posterior to refine"]
+    for key, given in (("aggressive", training.aggressive is not None), ("samples", training.samples > 1)):
+        if given:
+            found.append(f"{where}: cannot be combined with training.{key}")
+    if training.precision == "fp16":
+        found.append(f"{where}: differences of gradients are lost in fp16; take training.precision: fp32 or bf16")
+    if recipe.objective.reconstruction.kind == "importance_weighted":
+        found.append(f"{where}: refines the ELBO's posterior; with importance_weighted there is none to refine")
+    for name, term in recipe.objective.terms.items():
+        if term.kind in CRITICS:
+            found.append(
+                f"{where}: objective.{name} ({term.kind}) has a critic, which moves while posteriors are refined"
+            )
+        if isinstance(term.weight, Section) and term.weight.kind in CONTROLLERS:
+            found.append(
+                f"{where}: objective.{name}.weight ({term.weight.kind}) is a controller, which moves at each "
+                "measurement and would move with every refining step"
+            )
+    return found
+
+
+def tried(recipe: Recipe) -> list[str]:
+    """Returns what posterior, prior and terms say of each other, tried on a few latents of few dimensions."""
+    model = recipe.model
+    kinds = (model.posterior.kind, model.prior.kind)
+    if not model.latent_dim or any("." in kind for kind in kinds):
+        return []
+    dimensions, features = min(model.latent_dim, LARGEST_TRIED), 8
+    path, found = "model.posterior", []
+    # The caller's random state stays as it was.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        try:
+            posterior_of = POSTERIORS.build(model.posterior.as_dict(), features, dimensions, path=path)
+            posterior = posterior_of(torch.randn(8, features))
+            z = sample(posterior, 1)
+            path = "model.prior"
+            prior_of = PRIORS.build(model.prior.as_dict(), dimensions, path=path)
+            if hasattr(prior_of, "attach"):
+                prior_of.attach(posterior_of, features)
+            prior = prior_of()
+        except (ValueError, ImportError) as error:
+            return [_at_path(path, error)]
+        for name, term in recipe.objective.terms.items():
+            if "." in term.kind or term.kind in HEADS:
+                continue
+            path = f"objective.{name}"
+            options = of_term(term)
+            shape = (dimensions,) if takes_positional(DIVERGENCES.resolve(term.kind)) else ()
+            try:
+                DIVERGENCES.build(options, *shape, path=path)(posterior, prior, z)
+            except ValueError as error:
+                found.append(_at_path(path, error))
+        if recipe.objective.reconstruction.kind == "importance_weighted":
+            path, drawn = "objective.reconstruction", sample(posterior, 2)
+            output = VAEOutput(posterior, prior, drawn, torch.zeros(drawn.shape[:2]), drawn)
+            try:
+                RECONSTRUCTIONS.build(recipe.objective.reconstruction.as_dict(), path=path)(output)
+            except ValueError as error:
+                found.append(_at_path(path, error))
+        if recipe.training.semi_amortized is not None and diagonal_gaussian(posterior) is None:
+            found.append(
+                "training.semi_amortized: refines mean and scale of a diagonal Gaussian; model.posterior.kind is "
+                f"{model.posterior.kind}"
+            )
+    return found
+
+
+def _at_path(path: str, error: Exception) -> str:
+    return str(error) if str(error).startswith(("model.", "objective.")) else f"{path}: {error}"
+
+
+def _options(section: Section) -> dict[str, Any]:
+    return {key: value for key, value in section.as_dict().items() if key != "kind"}
+
+
+def of_term(term: Section) -> dict[str, Any]:
+    """Returns a term's kind and options; its weight is the objective's business."""
+    return {key: value for key, value in term.as_dict().items() if key != "weight"}
