@@ -84,7 +84,7 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("sections, message", REFUSED.values(), ids=REFUSED)
+@pytest.mark.parametrize(("sections", "message"), REFUSED.values(), ids=REFUSED)
 def test_a_contradiction_is_named_with_its_key(sections, message):
     assert any(message in problem for problem in found(**sections)), found(**sections)
 

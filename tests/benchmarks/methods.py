@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import statistics
-import subprocess
 import sys
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
@@ -51,17 +51,21 @@ def names() -> list[str]:
 
 def run_one(name: str, seed: int, out: Path) -> dict[str, Any]:
     """Trains one method with one seed, or goes on with it, and returns its row."""
-    from textvae import load
+    from textvae import load, recipe_file
+    from textvae.text import grammar
+    from textvae.training import train
 
     folder = out / f"{name}-{seed}"
     overrides = [f"seed={seed}", "training.threads=1"]
     if name in AFTER:
         overrides.append(f"training.start_from.run={out / f'{AFTER[name]}-{seed}'}")
-    recipe = str(RECIPES / f"{PREFIX}{name}.yaml")
-    _textvae("train", recipe, *overrides, "--out", str(folder), "--quiet", *["--resume"] * folder.exists())
-    if name in FITTED:
-        _textvae("fit-prior", str(folder), "--kind", FITTED[name])
+    recipe = recipe_file.load(RECIPES / f"{PREFIX}{name}.yaml", overrides)
+    train(recipe, folder, resume=folder.exists(), quiet=True)
     vae = load(folder)
+    if name in FITTED:
+        data = recipe.data.grammar
+        assert data is not None
+        vae.fit_prior(grammar.sentences(data.seed, "train", data.train), kind=FITTED[name])
     figures = vae.evaluate("test", seed=0, paths=PATHS if vae.latent_dim else 0)
     history = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     last = [row for row in history if row["part"] == "validation"][-1]
@@ -112,10 +116,6 @@ def _probe(vae: Any, data: Any) -> float:
     )
 
 
-def _textvae(*arguments: str) -> None:
-    subprocess.run([sys.executable, "-m", "textvae", *arguments], check=True, cwd=ROOT)
-
-
 def table(rows: Iterable[dict[str, Any]]) -> str:
     """Returns the Markdown table: mean and standard deviation over seeds."""
     by_method: dict[str, list[dict[str, Any]]] = {}
@@ -147,15 +147,11 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--table", type=Path, help="print the table of a file of results, run nothing")
-    parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)  # NAME SEED, in a process of its own
     options = parser.parse_args()
     if options.table:
         print(table(map(json.loads, options.table.read_text().splitlines())))
         return
     out = options.out.resolve()
-    if options.one:
-        print(json.dumps(run_one(options.one[0], int(options.one[1]), out)))
-        return
     out.mkdir(parents=True, exist_ok=True)
     results = out / "results.jsonl"
     done = set()
@@ -163,21 +159,18 @@ def main() -> None:
         done = {(row["method"], row["seed"]) for row in map(json.loads, results.read_text().splitlines())}
     chosen = [name for name in names() if not options.only or name in options.only]
     waiting = [(name, seed) for seed in options.seeds for name in chosen if (name, seed) not in done]
-
-    def work(job: tuple[str, int]) -> None:
-        name, seed = job
-        command = [sys.executable, "-m", "tests.benchmarks.methods", "--out", str(out), "--one", name, str(seed)]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        found = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-        if found.returncode:
-            print(f"{name} {seed}: failed\n{found.stderr[-2000:]}", file=sys.stderr, flush=True)
-            return
-        with results.open("a", encoding="utf-8") as file:
-            file.write(found.stdout.splitlines()[-1] + "\n")
-        print(f"{name} {seed}: done", flush=True)
-
-    with ThreadPoolExecutor(options.jobs) as pool:
-        list(pool.map(work, waiting))
+    os.environ["OMP_NUM_THREADS"] = "1"
+    pool = ProcessPoolExecutor(options.jobs, mp_context=multiprocessing.get_context("spawn"))
+    with pool:
+        jobs = {pool.submit(run_one, name, seed, out): (name, seed) for name, seed in waiting}
+        for job in as_completed(jobs):
+            name, seed = jobs[job]
+            if job.exception() is not None:
+                print(f"{name} {seed}: failed: {job.exception()!r}", file=sys.stderr, flush=True)
+                continue
+            with results.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(job.result()) + "\n")
+            print(f"{name} {seed}: done", flush=True)
 
 
 if __name__ == "__main__":

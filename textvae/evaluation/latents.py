@@ -183,7 +183,8 @@ def aggregate_log_prob(posteriors: Sequence[Distribution], z: Tensor) -> Tensor:
 
 def _aggregate_by_log_prob(posteriors: Sequence[Distribution], z: Tensor) -> Tensor:
     sizes = [_size(posterior) for posterior in posteriors]
-    rows = max(1, PAIRS_AT_ONCE // (max(sizes) * z.shape[-1]))
+    # A flow keeps some hundred numbers a pair and dimension while it is asked.
+    rows = max(1, PAIRS_AT_ONCE // (16 * max(sizes) * z.shape[-1]))
     parts = []
     for begin in range(0, len(z), rows):
         some = z[begin : begin + rows, None]  # (rows, 1, D)
