@@ -23,9 +23,11 @@ LAYERS = [
     {"checkpoint"},
     {"generation"},
     {"evaluation"},
+    {"hub", "ecosystem", "toolbox"},
     {"api", "plots"},
-    {"training", "explorer", "sklearn"},
-    {"cli", "cli_parser"},
+    {"training", "explorer", "sklearn", "export"},
+    {"bench"},
+    {"cli", "cli_parser", "cli_export", "cli_toolbox"},
     {"__main__"},
 ]
 LEVEL = {family: level for level, layer in enumerate(LAYERS) for family in layer}

@@ -122,12 +122,30 @@ def test_lines_come_from_standard_input_and_rows_stay_in_step(folder):
         (["encode", "{run}", "missing.txt"], "missing.txt"),
         (["train", "{recipe}", "--processes", "0"], "--processes"),
         (["frobnicate"], "invalid choice"),
+        (["evaluate", "{run}", "--language", "1"], "language: got 1 samples"),
+        (["evaluate", "{run}", "--language", "9", "--language-steps", "0"], "0 steps"),
+        (["evaluate", "{run}", "--language-steps", "9"], "--language-steps: says nothing without --language"),
+        (["evaluate", "{run}", "--labelled-format", "tsv"], "says nothing without --probe or --pairs"),
+        (["evaluate", "{run}", "--probe", "no.tsv", "no.tsv"], "no.tsv: is no file"),
+        (["evaluate", "{run}", "--probe", "{labelled}", "{labelled}"], "has no column 'text'; known: label, sentence"),
+        (
+            ["evaluate", "{run}", "--probe", "{labelled}", "{labelled}", "--probe-columns", "sentence", "label"],
+            "row 2: column 'label': got ''",
+        ),
+        (
+            ["evaluate", "{run}", "--probe", "{labelled}", "{labelled}", "--probe-columns", "3", "1"],
+            "row 1 has 2 columns, and no column 3",
+        ),
+        (["evaluate", "{run}", "--probe", "{labelled}", "{labelled}", "--per-label", "0"], "numbers above 0 or 'all'"),
+        (["evaluate", "{run}", "--pairs", "{labelled}"], "has no column 'sentence1'"),
     ],
 )
 def test_a_users_mistake_is_one_clear_message_and_exit_code_2(folder, arguments, message, tmp_path):
-    filled = [
-        a.replace("{recipe}", str(folder / "recipe.yaml")).replace("{run}", str(folder / "run")) for a in arguments
-    ]
+    (tmp_path / "labelled.csv").write_text("label,sentence\nx,the cat\n,the dog\n")
+    places = {"{recipe}": folder / "recipe.yaml", "{run}": folder / "run", "{labelled}": tmp_path / "labelled.csv"}
+    filled = list(arguments)
+    for name, path in places.items():
+        filled = [argument.replace(name, str(path)) for argument in filled]
     if arguments[0] == "train" and "--out" not in arguments:
         filled += ["--out", str(tmp_path / "run")]
     code, error = run_main(filled)

@@ -70,6 +70,29 @@ def test_a_sentence_alone_scores_as_it_does_in_a_padded_batch(latent_dim):
         torch.testing.assert_close(alone.log_likelihood[:, 0], together.log_likelihood[:, i])
 
 
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+@pytest.mark.parametrize("z_to", [["state"], ["input"], ["state", "input"], ["layers", "output"]])
+@pytest.mark.parametrize("padding", [0, 3])
+def test_many_draws_score_as_each_alone_and_as_with_gradients(cell, z_to, padding):
+    model = small_model(cell=cell, layers=2, z_to=z_to).eval()
+    batch, z = collate(SENTENCES, 0), noise(5)
+    batch = batch._replace(tokens=nn.functional.pad(batch.tokens, (0, padding)))
+    expected = model.log_likelihood(batch, z)
+    with torch.no_grad():
+        together = model.log_likelihood(batch, z)
+        alone = torch.cat([model.log_likelihood(batch, one) for one in z.split(1)])
+    torch.testing.assert_close(together, expected, rtol=0, atol=1e-10)
+    torch.testing.assert_close(together, alone, rtol=0, atol=1e-10)
+
+
+def test_draws_of_a_language_model_are_all_the_same():
+    model = small_model(latent_dim=0).eval()
+    batch = collate(SENTENCES, 0)
+    with torch.no_grad():
+        three, one = (model.log_likelihood(batch, torch.zeros(n, 4, 0, dtype=torch.float64)) for n in (3, 1))
+    torch.testing.assert_close(three, one.expand(3, -1), rtol=0, atol=1e-10)
+
+
 def test_log_likelihood_is_the_sum_of_single_steps():
     model = small_model().eval()
     z = torch.randn(1, 1, 3, dtype=torch.float64)

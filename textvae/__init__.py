@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from textvae.api import TextVAE, load
+    from textvae.ecosystem import latent_column
     from textvae.errors import UserError
     from textvae.recipe import Recipe
     from textvae.recipe_file import load as load_recipe
@@ -23,10 +24,11 @@ try:
 except PackageNotFoundError:  # the source tree, not installed
     __version__ = "0"
 
-__all__ = ["Recipe", "TextVAE", "UserError", "__version__", "load", "load_recipe", "train"]
+__all__ = ["Recipe", "TextVAE", "UserError", "__version__", "latent_column", "load", "load_recipe", "train"]
 
 _HOMES = {
     "TextVAE": ("textvae.api", "TextVAE"),
+    "latent_column": ("textvae.ecosystem", "latent_column"),
     "load": ("textvae.api", "load"),
     "load_recipe": ("textvae.recipe_file", "load"),
     "Recipe": ("textvae.recipe", "Recipe"),

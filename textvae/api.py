@@ -13,9 +13,13 @@ from torch import Tensor
 from textvae import build, checkpoint, recipe_file
 from textvae.errors import CheckpointError, UserError, suggest
 from textvae.evaluation import bounds
+from textvae.evaluation import language as language_models
+from textvae.evaluation import progress as stages
+from textvae.evaluation.whole import Asked, LabelledTexts, ScoredPairs
 from textvae.evaluation.whole import evaluate as evaluate_run
 from textvae.generation.latent import path as latent_path
 from textvae.generation.search import generate
+from textvae.hub import HubMixin
 from textvae.latent import fitted
 from textvae.latent.divergences import kl
 from textvae.latent.posteriors import Point
@@ -53,6 +57,7 @@ def load(run: str | Path, *, device: str | torch.device = "cpu", trust_code: boo
         model = build.build_model(recipe, tokenizer, trust_code=trust_code)
     checkpoint.load_weights(model, folder / checkpoint.WEIGHTS)
     vae = TextVAE(model.to(device), tokenizer, recipe)
+    vae.folder = folder
     found = checkpoint.load_prior(folder)
     if found is not None:
         vae.fitted_prior = fitted.restore(*found)
@@ -69,7 +74,7 @@ def _device(name: str | torch.device) -> torch.device:
     return device
 
 
-class TextVAE:
+class TextVAE(HubMixin):
     """A sequence VAE with its tokenizer and recipe. Row i of every result belongs to row i of the input.
 
     Args:
@@ -265,6 +270,12 @@ class TextVAE:
         molecules: bool = False,
         whole: bool = False,
         anneal: int = 0,
+        language: int = 0,
+        language_steps: int = language_models.STEPS,
+        probe: tuple[LabelledTexts, LabelledTexts] | None = None,
+        per_label: Sequence[int | None] = (10, 100, None),
+        pairs: ScoredPairs | None = None,
+        progress: bool = False,
     ) -> dict[str, Any]:
         """Returns the figures of a part of the corpus; see `textvae.evaluation.report`.
 
@@ -279,6 +290,17 @@ class TextVAE:
                 importance-weighted one, and the amortisation gap (nats a sequence); Gaussian posteriors only.
             whole: adds `aggregate`, how the aggregate posterior lies to the prior and the parts of the KL; bits a
                 character and perplexity a word; and `per_sentence`, in the corpus's order.
+            language: adds `language`, forward and reverse perplexity of so many samples beside what real text gets
+                (`evaluation.suite.of_language`), and of paths the perplexity along them. Three language models are
+                trained for it.
+            language_steps: optimiser steps of each of them.
+            probe: adds `probe`, accuracies of linear and nearest-neighbour probes of the posterior means
+                (`evaluation.suite.of_probes`): (texts, labels) to train on, and to test on. Of files:
+                `evaluation.labelled.load`.
+            per_label: with how many training sentences of each label; None is all there are.
+            pairs: adds `similarity`, how the cosine of posterior means goes with people's scores
+                (`evaluation.suite.of_pairs`): (texts, texts, scores). Of a file: `evaluation.labelled.load_pairs`.
+            progress: says on standard error how far a long piece of work is.
 
         Returns:
             `textvae.evaluation.report.evaluate`'s figures; chrf, edit_distance and by_length of the
@@ -293,11 +315,19 @@ class TextVAE:
             split,
             recipe=recipe or self.recipe,
             seed=seed,
-            samples=samples,
-            paths=paths,
-            molecules=molecules,
-            whole=whole,
-            anneal=anneal,
+            stage=stages.shown if progress else stages.silent,
+            asked=Asked(
+                samples=samples,
+                paths=paths,
+                molecules=molecules,
+                whole=whole,
+                anneal=anneal,
+                language=language,
+                language_steps=language_steps,
+                probe=probe,
+                per_label=per_label,
+                pairs=pairs,
+            ),
         )
 
     def corpus_texts(self, split: str, at_most: int) -> list[str]:

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import shutil
+import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,17 +25,13 @@ TOKENIZER = "tokenizer"
 METRICS = "metrics.jsonl"
 CHECKPOINTS = "checkpoints"
 FITTED_PRIOR = "fitted_prior.safetensors"
+STATE = "training.pt"
 KEPT = 2  # whole checkpoints on disk: the last, and one before it in case the last is damaged
 
 
 def save_weights(model: nn.Module, path: Path) -> None:
     """Writes the parameters and buffers of `model` as safetensors, with a checksum inside, atomically."""
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in _unique_state(model).items()}
-    temporary = path.with_name(f".{path.name}.part")
-    save_file(tensors, temporary, metadata={"format": "pt", "sha256": _digest(tensors)})
-    _sync(temporary)
-    os.replace(temporary, path)
-    _sync(path.parent)
+    _write_weights(_unique_state(model), path, {})
 
 
 def load_weights(model: nn.Module, path: Path) -> None:
@@ -66,20 +63,13 @@ def load_part(model: nn.Module, path: Path, part: Sequence[str]) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Writes a text file whole or not at all."""
-    temporary = path.with_name(f".{path.name}.part")
-    temporary.write_text(text, encoding="utf-8")
-    _sync(temporary)
-    os.replace(temporary, path)
+    with _whole(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def save_prior(kind: str, prior: nn.Module, folder: Path) -> None:
     """Writes a fitted prior into a run folder, atomically."""
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in prior.state_dict().items()}
-    path = folder / FITTED_PRIOR
-    temporary = path.with_name(f".{path.name}.part")
-    save_file(tensors, temporary, metadata={"format": "pt", "kind": kind, "sha256": _digest(tensors)})
-    _sync(temporary)
-    os.replace(temporary, path)
+    _write_weights(prior.state_dict(), folder / FITTED_PRIOR, {"kind": kind})
 
 
 def load_prior(folder: Path) -> tuple[str, dict[str, Tensor]] | None:
@@ -95,6 +85,32 @@ def load_prior(folder: Path) -> tuple[str, dict[str, Tensor]] | None:
     with safe_open(path, framework="pt") as file:
         kind = (file.metadata() or {}).get("kind", "")
     return kind, tensors
+
+
+def _write_weights(state: Mapping[str, Tensor], path: Path, notes: Mapping[str, str]) -> None:
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    with _whole(path) as temporary:
+        save_file(tensors, temporary, metadata={"format": "pt", **notes, "sha256": _digest(tensors)})
+
+
+@contextlib.contextmanager
+def _whole(path: Path) -> Iterator[Path]:
+    """A file to write beside `path`, which takes its place once it is whole and on the disk."""
+    temporary = path.with_name(f".{path.name}.part")
+    try:
+        temporary.unlink(missing_ok=True)  # a link left there would be written through
+        yield temporary
+        _sync(temporary)
+        os.replace(temporary, path)
+        _sync(path.parent)
+    except (OSError, SafetensorError) as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()  # on a full disk the half-written file is in the way of everything else
+        raise CheckpointError(f"{path}: cannot be written ({_reason(error)}); what was there is as it was") from error
+
+
+def _reason(error: Exception) -> str:
+    return str(getattr(error, "strerror", None) or error)
 
 
 def _read_weights(path: Path) -> dict[str, Tensor]:
@@ -156,24 +172,52 @@ def save_checkpoint(folder: Path, step: int, model: nn.Module, state: Mapping[st
         The checkpoint's folder. It appears by one rename, so that a half-written one is never taken for whole.
     """
     parent = folder / CHECKPOINTS
-    parent.mkdir(parents=True, exist_ok=True)
     final = parent / f"step-{step:09d}"
     temporary = parent / f".step-{step:09d}.part"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    save_weights(model, temporary / WEIGHTS)
-    torch.save(dict(state), temporary / "training.pt")
-    _sync(temporary / "training.pt")
-    files = {name: _file_digest(temporary / name) for name in (WEIGHTS, "training.pt")}
-    (temporary / "state.json").write_text(json.dumps({"position": position, "sha256": files}, indent=1))
-    _sync(temporary / "state.json")
-    if final.exists():
-        shutil.rmtree(final)
-    os.replace(temporary, final)
-    _sync(parent)
-    for old in _checkpoints(folder)[KEPT:]:
-        shutil.rmtree(old, ignore_errors=True)
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        for left in parent.glob(".*"):  # by a training that was killed here
+            shutil.rmtree(left, ignore_errors=True)
+        temporary.mkdir()
+        save_weights(model, temporary / WEIGHTS)
+        _save_state(state, temporary / STATE)
+        files = {name: _file_digest(temporary / name) for name in (WEIGHTS, STATE)}
+        write_text(temporary / "state.json", json.dumps({"position": position, "sha256": files}, indent=1))
+        _hide(final)
+        os.replace(temporary, final)
+        _sync(parent)
+    except (OSError, CheckpointError) as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        reason = _reason(error.__cause__ if isinstance(error.__cause__, Exception) else error)
+        raise CheckpointError(f"{final}: cannot be saved ({reason}); {_what_is_left(folder)}") from error
+    with contextlib.suppress(OSError):  # what is too many does no harm
+        for old in _checkpoints(folder)[KEPT:]:
+            _hide(old)
+    for hidden in parent.glob(".*.old"):
+        shutil.rmtree(hidden, ignore_errors=True)
     return final
+
+
+def _save_state(state: Mapping[str, Any], path: Path) -> None:
+    # Through a file of Python's: its errors say what is wrong with the disk, torch's own where in torch.
+    with _whole(path) as temporary, temporary.open("wb") as file:
+        try:
+            torch.save(dict(state), file)
+        except RuntimeError as error:
+            raise OSError(str(error.__context__ or error)) from error
+
+
+def _hide(checkpoint: Path) -> None:
+    """Takes a checkpoint away by one rename: removed file by file, it would be half there for a while."""
+    if checkpoint.exists():
+        os.replace(checkpoint, checkpoint.with_name(f".{checkpoint.name}.old"))
+
+
+def _what_is_left(folder: Path) -> str:
+    last = latest_checkpoint(folder)
+    if last is None:
+        return "there is no checkpoint before it"
+    return f"the last good checkpoint, {last}, is as it was: make room and go on with --resume"
 
 
 def latest_checkpoint(folder: Path) -> Path | None:
@@ -199,20 +243,31 @@ def load_checkpoint(checkpoint: Path, model: nn.Module) -> tuple[dict[str, Any],
             digests, position = saved["sha256"], saved["position"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise CheckpointError(f"{checkpoint / 'state.json'}: is missing or damaged ({error})") from error
-        for name in (WEIGHTS, "training.pt"):
+        for name in (WEIGHTS, STATE):
             path = checkpoint / name
             if not path.is_file() or _file_digest(path) != digests.get(name):
                 raise CheckpointError(f"{path}: is missing or does not match its checksum; the file is damaged")
         load_weights(model, checkpoint / WEIGHTS)
         try:
-            state = torch.load(checkpoint / "training.pt", map_location="cpu", weights_only=True)
+            state = _load_state(checkpoint / STATE)
         except Exception as error:  # unpickling a hostile file may raise anything
-            raise CheckpointError(f"{checkpoint / 'training.pt'}: cannot be read safely ({error})") from error
+            raise CheckpointError(f"{checkpoint / STATE}: cannot be read safely ({error})") from error
         return state, position
     except CheckpointError as error:
         others = [str(p) for p in _checkpoints(checkpoint.parent.parent) if p != checkpoint]
         hint = f"; remove {checkpoint} to go on from {others[0]}" if others else ""
         raise CheckpointError(f"{error}{hint}") from error
+
+
+def _load_state(path: Path) -> dict[str, Any]:
+    # Stored, never packed, as torch.save writes it: a packed file could grow a thousandfold while it is read.
+    with zipfile.ZipFile(path) as archive:
+        if any(item.compress_type != zipfile.ZIP_STORED for item in archive.infolist()):
+            raise ValueError("it is packed")
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    if not isinstance(state, dict) or not state:
+        raise ValueError("it holds no state of a training")
+    return state
 
 
 @contextlib.contextmanager
@@ -226,7 +281,7 @@ def locked(folder: Path) -> Iterator[None]:
 
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / ".lock").open("w")
+        file = (folder / ".lock").open("a")  # nothing is written: a stranger's folder may have a link here
     except OSError as error:
         raise TrainingError(f"{folder}: cannot be written ({error.strerror})") from error
     with file:

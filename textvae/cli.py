@@ -10,8 +10,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from textvae import cli_export, cli_toolbox
 from textvae.cli_parser import parser as build_parser
 from textvae.errors import UserError
+
+MOST = 10**8  # samples, steps: beyond that a number is a slip of the finger
+OUT_OF_MEMORY = (
+    "out of memory; take a smaller training.batch_size, more training.accumulation, or smaller sizes in model"
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -24,6 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     elif rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
+        _at_most("--seed", getattr(options, "seed", None), 2**63 - 1)
         COMMANDS[options.run_command](options)
         sys.stdout.flush()
         return 0
@@ -38,8 +45,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("textvae: interrupted", file=sys.stderr)
         return 130
     except OSError as error:
-        print(f"textvae: {error.filename or ''}: {error.strerror or error}", file=sys.stderr)
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"textvae: {where}{error.strerror or error}", file=sys.stderr)
         return 2
+    except (MemoryError, RuntimeError) as error:
+        if not _is_of_memory(error):
+            raise
+        print(f"textvae: {OUT_OF_MEMORY} ({str(error).partition(chr(10))[0] or 'MemoryError'})", file=sys.stderr)
+        return 2
+
+
+def _is_of_memory(error: Exception) -> bool:
+    """Whether the machine, or the GPU, had less memory than was asked for; torch says so in words alone."""
+    words = ("out of memory", "can't allocate memory", "not enough memory", "Storage size calculation overflowed")
+    return isinstance(error, MemoryError) or any(word in str(error) for word in words)
+
+
+def _at_most(name: str, value: int | None, largest: int = MOST) -> None:
+    if value is not None and abs(value) > largest:
+        raise UserError(f"{name}: got {value}; should be at most {largest:,}")
 
 
 def _decoding_options(options: argparse.Namespace) -> dict[str, Any]:
@@ -51,6 +75,7 @@ def _train(options: argparse.Namespace) -> None:
     recipe = _checked_recipe(options)
     from textvae.training import launch, train
 
+    _at_most("--processes", options.processes, 1024)
     folder = Path(options.out or Path("runs") / recipe.name)
     if launch.wanted(options.processes):
         launch.relaunch(options.processes)
@@ -59,16 +84,23 @@ def _train(options: argparse.Namespace) -> None:
 
 
 def _sample(options: argparse.Namespace) -> None:
+    _at_most("-n", options.n)
     vae = _load(options)
     texts = vae.sample(options.n, seed=options.seed, **_decoding_options(options))
     _print(options, [{"text": text} for text in texts], lambda row: row["text"])
 
 
 def _interpolate(options: argparse.Namespace) -> None:
+    _at_most("--steps", options.steps)
+    if options.corpus and options.path != "data":
+        raise UserError("--corpus: says nothing without --path data")
     vae = _load(options)
-    texts = vae.interpolate(
-        options.a, options.b, options.steps, path=options.path, seed=options.seed, **_decoding_options(options)
-    )
+    if options.path == "data":
+        texts = cli_toolbox.along_data(vae, options)
+    else:
+        texts = vae.interpolate(
+            options.a, options.b, options.steps, path=options.path, seed=options.seed, **_decoding_options(options)
+        )
     _print(options, [{"step": i, "text": text} for i, text in enumerate(texts)], lambda row: row["text"])
 
 
@@ -90,6 +122,7 @@ def _encode(options: argparse.Namespace) -> None:
 
 
 def _score(options: argparse.Namespace) -> None:
+    _at_most("--iw-samples", options.iw_samples)
     vae, texts = _load(options), _lines(options.file)
     scores = vae.score(texts, iw_samples=options.iw_samples, seed=options.seed)
     rows = [{"text": text, **score} for text, score in zip(texts, scores)]
@@ -97,6 +130,7 @@ def _score(options: argparse.Namespace) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
+    labelled = _labelled_options(options)  # first, for a mistake in them is soon found
     vae = _load(options)
     recipe = None
     if options.overrides:
@@ -113,6 +147,9 @@ def _evaluate(options: argparse.Namespace) -> None:
         molecules=options.molecules,
         whole=options.save,
         anneal=options.anneal,
+        language=options.language,
+        progress=True,
+        **labelled,
     )
     if options.save:
         _save_evaluation(vae, Path(options.run), result, options.seed)
@@ -125,6 +162,35 @@ def _evaluate(options: argparse.Namespace) -> None:
     width = max(len(name) for name, _ in rows)
     for name, value in rows:
         print(f"{name:<{width}}  {value}")
+
+
+def _labelled_options(options: argparse.Namespace) -> dict[str, Any]:
+    """What the options of language models and labelled files ask for, the files read."""
+    for name, needed in {
+        "language_steps": ("language",),
+        "probe_columns": ("probe",),
+        "per_label": ("probe",),
+        "pairs_columns": ("pairs",),
+        "labelled_format": ("probe", "pairs"),
+    }.items():
+        if getattr(options, name) is not None and not any(getattr(options, other) for other in needed):
+            others = " or ".join(f"--{other}" for other in needed)
+            raise UserError(f"--{name.replace('_', '-')}: says nothing without {others}")
+    _at_most("--language", options.language)
+    _at_most("--language-steps", options.language_steps)
+    given = {name: getattr(options, name) for name in ("language_steps", "per_label")}
+    found = {name: value for name, value in given.items() if value is not None}
+    if options.probe or options.pairs:
+        from textvae.evaluation import labelled
+
+        if options.probe:
+            columns = tuple(options.probe_columns or labelled.PROBE_COLUMNS)
+            train, test = options.probe
+            found["probe"] = labelled.load_probe(train, test, columns, file_format=options.labelled_format)
+        if options.pairs:
+            columns = tuple(options.pairs_columns or labelled.PAIRS_COLUMNS)
+            found["pairs"] = labelled.load_pairs(options.pairs, columns, file_format=options.labelled_format)
+    return found
 
 
 def _save_evaluation(vae: Any, run: Path, result: dict[str, Any], seed: int) -> None:
@@ -284,4 +350,6 @@ COMMANDS: Mapping[str, Callable[[argparse.Namespace], None]] = {
     "score": _score,
     "show": _show,
     "train": _train,
+    **cli_toolbox.COMMANDS,
+    **cli_export.COMMANDS,
 }

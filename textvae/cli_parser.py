@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from textvae import cli_export, cli_toolbox
+
 DESCRIPTION = "Variational autoencoders over text: train, sample, interpolate, and numbers that can be trusted."
 
 
@@ -30,7 +32,8 @@ def parser(version: str) -> argparse.ArgumentParser:
     interpolate.add_argument("a", help="the first sentence")
     interpolate.add_argument("b", help="the last sentence")
     interpolate.add_argument("--steps", type=int, default=7, help="sentences on the path, ends counted (7)")
-    interpolate.add_argument("--path", choices=["linear", "spherical"], default="linear", help="(linear)")
+    interpolate.add_argument("--path", choices=["linear", "spherical", "data"], default="linear", help="(linear)")
+    interpolate.add_argument("--corpus", metavar="FILE", help="lines that the path data keeps to (the training part)")
     _decoding(interpolate)
 
     for name, function, text in (
@@ -57,6 +60,11 @@ def parser(version: str) -> argparse.ArgumentParser:
     )
     evaluate.add_argument("--anneal", type=int, default=0, metavar="N", help="check the bound on N sentences, too")
     evaluate.add_argument("--molecules", action="store_true", help="figures of the samples as SMILES, too")
+    evaluate.add_argument(
+        "--language", type=int, default=0, metavar="N", help="forward and reverse perplexity of N samples, too"
+    )
+    evaluate.add_argument("--language-steps", type=int, metavar="N", help="of each language model's training (4000)")
+    _labelled(evaluate)
 
     fit = _command(commands, "fit-prior", "fit_prior", "fit a prior to a run's latents, for sampling", run=True)
     fit.add_argument("file", nargs="?", help="lines of text (the run's training part)")
@@ -64,6 +72,9 @@ def parser(version: str) -> argparse.ArgumentParser:
     fit.add_argument("--components", type=int, default=10, help="of a mixture (10)")
     fit.add_argument("--sentences", type=int, default=20_000, help="of the training part at most (20000)")
     fit.add_argument("--seed", type=int, default=0, help="of the fit (0)")
+
+    cli_toolbox.add_parsers(commands, _command, _decoding)
+    cli_export.add_parsers(commands, _command)
 
     parts = _command(commands, "parts", "parts", "list what a recipe can name: kinds, options, papers")
     parts.add_argument("family", nargs="?", help="a family or key path, as schedule or objective.* (all)")
@@ -96,6 +107,33 @@ def _command(commands: Any, name: str, function: str, text: str, *, run: bool = 
         command.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 (cpu)")
         command.add_argument("--trust-code", action="store_true", help="import classes the recipe names by dotted path")
     return command
+
+
+def _labelled(command: argparse.ArgumentParser) -> None:
+    group = command.add_argument_group(
+        "labelled files", "CSV, TSV, JSON or Parquet. Columns by name, or by number from 1 where no line names them."
+    )
+    group.add_argument("--probe", nargs=2, metavar=("TRAIN", "TEST"), help="probes of the latents, trained and tested")
+    group.add_argument("--probe-columns", nargs=2, metavar=("TEXT", "LABEL"), help="(text label)")
+    group.add_argument(
+        "--per-label", type=_sizes, metavar="N,N", help="training sentences a label, and all (10,100,all)"
+    )
+    group.add_argument("--pairs", metavar="FILE", help="does similarity of latents go with people's scores of pairs?")
+    group.add_argument(
+        "--pairs-columns", nargs=3, metavar=("TEXT", "TEXT", "SCORE"), help="(sentence1 sentence2 score)"
+    )
+    group.add_argument(
+        "--labelled-format", choices=["text", "csv", "tsv", "json", "parquet"], help="where their names do not tell it"
+    )
+
+
+def _sizes(value: str) -> list[int | None]:
+    sizes: list[int | None] = []
+    for size in value.split(","):
+        if size != "all" and not (size.isdecimal() and int(size)):
+            raise argparse.ArgumentTypeError(f"got {value!r}; numbers above 0 or 'all', as 10,100,all")
+        sizes.append(None if size == "all" else int(size))
+    return sizes
 
 
 def _decoding(command: argparse.ArgumentParser) -> None:

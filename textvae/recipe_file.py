@@ -150,6 +150,9 @@ def _read_layers(path: Path, chain: tuple[Path, ...], layers: list[_Layer]) -> N
     parents = [parents] if isinstance(parents, str) else parents
     if not isinstance(parents, list) or not all(isinstance(name, str) and name for name in parents):
         raise RecipeError([f"extends: got {parents!r}; it names a recipe file, or a list of them"], source)
+    if parents and (path.parent / "tokenizer").is_dir():
+        # It may be a stranger's, and would have any file read that its reader can.
+        raise RecipeError([f"extends: got {parents!r}; a run folder's recipe is whole and extends nothing"], source)
     for name in parents:
         _read_layers(path.parent / os.path.expanduser(name), (*chain, path), layers)
     _check_sources(values, source)

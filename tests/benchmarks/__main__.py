@@ -7,20 +7,18 @@ import json
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable
-from pathlib import Path
 
 import torch
 
-from tests.benchmarks.cases import CASES, Case, Done, Options
+from tests.benchmarks.case import Case, Done, Options
+from tests.benchmarks.cases import CASES
 from tests.benchmarks.limit import Operations, timed
-
-START = "start-help"  # a case without a model: how long the shell takes to say what it can
+from tests.benchmarks.peak import peak
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
-    parser.add_argument("--only", action="append", choices=[*CASES, START], help="a case; may be given again")
+    parser.add_argument("--only", action="append", choices=list(CASES), help="a case; may be given again")
     parser.add_argument("--json", action="store_true", help="one object a line")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--repeats", type=int, default=5, help="interleaved runs of each side (5)")
@@ -37,21 +35,22 @@ def main() -> None:
     if not options.json:
         print(f"torch {torch.__version__}, {options.threads} threads, {options.device}, {options.repeats} repeats")
         print(f"{'case':<16}{'per second':>22}{'textbook':>12}{'ratio':>8}{'of limit':>10}{'peak MiB':>10}  agreement")
-    for name in options.only or [*CASES, START]:
-        row = _start() if name == START else measure(name, CASES[name](chosen), options)
+    for name in options.only or list(CASES):
+        row = measure(name, CASES[name](chosen), options)
         print(json.dumps(row) if options.json else _line(row), flush=True)
 
 
 def measure(name: str, case: Case, options: argparse.Namespace) -> dict[str, object]:
     """Runs both sides by turns, the first alternating; medians, and the spread of ours as its range over its median."""
     row: dict[str, object] = {"case": name, "unit": case.unit}
-    sides = {side: _child(name, side, options) for side in ("ours", "textbook")}
-    row |= {"peak_mib": sides["ours"], "peak_mib_textbook": sides["textbook"]}
+    names = ["ours"] if case.textbook is None else ["ours", "textbook"]
+    memory = {side: case.peak(side) if case.peak else _child(name, side, options) for side in names}
+    row |= {"peak_mib": memory["ours"], "peak_mib_textbook": memory.get("textbook")}
     if case.memory_only:
         return row | {"per_second": None, "ratio_to_textbook": None, "share_of_limit": None}
     row["agreement"] = case.check() if case.check else ""
-    runs = {"ours": case.ours(), "textbook": case.textbook()}
-    speeds: dict[str, list[float]] = {"ours": [], "textbook": []}
+    runs = {"ours": case.ours(), **({} if case.textbook is None else {"textbook": case.textbook()})}
+    speeds: dict[str, list[float]] = {side: [] for side in names}
     shares: list[float] = []
     for repeat in range(options.repeats + 1):
         machine = case.machine() if case.machine else None
@@ -65,12 +64,13 @@ def measure(name: str, case: Case, options: argparse.Namespace) -> dict[str, obj
             speeds[side].append(done.units / seconds)
             if side == "ours" and rates is not None and case.operations is not None:
                 shares.append(done.rows * _floor(case.operations, rates) / seconds)
-    ours, theirs = (statistics.median(speeds[side]) for side in ("ours", "textbook"))
+    medians = {side: statistics.median(speeds[side]) for side in names}
+    ours, theirs = medians["ours"], medians.get("textbook")
     return row | {
         "per_second": ours,
         "spread": (max(speeds["ours"]) - min(speeds["ours"])) / ours,
         "textbook_per_second": theirs,
-        "ratio_to_textbook": ours / theirs,
+        "ratio_to_textbook": None if theirs is None else ours / theirs,
         "share_of_limit": statistics.median(shares) if shares else None,
     }
 
@@ -89,28 +89,11 @@ def _child(name: str, side: str, options: argparse.Namespace) -> float | None:
 
 
 def _memory_of_one(case: Case, side: str) -> float:
-    before = _peak()
-    make: Callable[[], object] = case.ours if side == "ours" else case.textbook
-    make()()  # type: ignore[operator]
-    return _peak() - before
-
-
-def _peak() -> float:
-    # Not getrusage's, which a child inherits from its parent on Linux.
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) / 1024
-    raise RuntimeError("peak memory is read from /proc, which this system has not")
-
-
-def _start() -> dict[str, object]:
-    command = [sys.executable, "-m", "textvae", "--help"]
-
-    def start() -> None:
-        subprocess.run(command, check=True, capture_output=True)
-
-    seconds = statistics.median(timed(start, torch.device("cpu")) for _ in range(5))
-    return {"case": START, "unit": "starts", "per_second": 1 / seconds}
+    before = peak()
+    make = case.ours if side == "ours" else case.textbook
+    assert make is not None
+    make()()
+    return peak() - before
 
 
 def _line(row: dict[str, object]) -> str:

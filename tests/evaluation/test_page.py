@@ -131,3 +131,20 @@ def test_nothing_at_all_is_still_a_page():
     nothing = {"kl_by_dimension": [], "per_sentence": {"kl": [math.nan, None]}, "x": math.nan}
     assert "<img" not in html(nothing)
     assert "| x | — |" in markdown(nothing)
+
+
+def test_real_text_and_the_spread_over_draws_stand_beside_their_figures_and_paths_have_a_picture():
+    result = {
+        "language": {"forward_perplexity": 31.5, "forward_perplexity_reference": 28.25},
+        "probe": {"per_label_10": {"linear": 0.5, "linear_spread": 0.02, "knn": 0.4, "knn_spread": None}},
+        "paths": {"perplexity_along": [10.0, 30.0, 12.0]},
+    }
+    found = {figure.name: figure for figure in figures(result)}
+    assert set(found) == {"language.forward_perplexity", "probe.per_label_10.linear", "probe.per_label_10.knn"}
+    assert found["language.forward_perplexity"].reference == "real text 28.25"
+    assert found["probe.per_label_10.linear"].interval == "± 0.02 (standard deviation over draws)"
+    assert found["probe.per_label_10.knn"].interval == ""
+    assert all(figure.estimator for figure in found.values())
+    page = html(result)
+    assert "Perplexity at 3 places of the paths: 10.00, 30.00, 12.00" in page
+    assert page.count("<img") == 1

@@ -7,7 +7,7 @@ import torch
 
 from textvae.nets.decoders import RecurrentDecoder
 
-Z_TO = [["state"], ["input"], ["state", "input"], ["output"], ["layers", "output"]]
+Z_TO = [["state"], ["input"], ["state", "input"], ["output"], ["layers", "output"], ["state", "layers", "output"]]
 CASES = list(itertools.product(["lstm", "gru"], [1, 3], Z_TO))
 
 
@@ -63,3 +63,28 @@ def test_dropout_spares_z():
     decoder(torch.ones(2, 50, 4, dtype=torch.float64), z, decoder.start(z))
     assert seen[0][..., 4:].eq(1).all()
     assert seen[0][..., :4].eq(0).double().mean() > 0.9
+
+
+@pytest.mark.parametrize(("cell", "layers", "z_to"), CASES)
+def test_draws_read_together_equal_each_read_alone(cell, layers, z_to):
+    torch.manual_seed(0)
+    decoder = RecurrentDecoder(4, 3, cell=cell, hidden_dim=5, layers=layers, z_to=z_to).double().eval()
+    embedded, z = torch.randn(3, 6, 4, dtype=torch.float64), torch.randn(3, 2, 3, dtype=torch.float64)
+    lengths = [6, 4, 1]
+    going = [sum(length > step for length in lengths) for step in range(6)]
+    with torch.no_grad():
+        together = decoder.read_draws(embedded, z, going).split([count * 2 for count in going])
+        for sentence, length in enumerate(lengths):
+            for draw in range(2):
+                one = z[sentence, draw][None]
+                alone, _ = decoder(embedded[sentence, None, :length], one, decoder.start(one))
+                found = torch.stack([together[step][2 * sentence + draw] for step in range(length)])
+                torch.testing.assert_close(found, alone[0], rtol=0, atol=1e-12)
+
+
+def test_reading_draws_leaves_weights_as_they_are():
+    decoder = RecurrentDecoder(4, 3, hidden_dim=5, layers=2).eval()
+    before = [parameter.clone() for parameter in decoder.parameters()]
+    with torch.no_grad():
+        decoder.read_draws(torch.randn(2, 3, 4), torch.randn(2, 4, 3), [2, 2, 1])
+    assert all(torch.equal(a, b) for a, b in zip(before, decoder.parameters()))

@@ -13,6 +13,9 @@ from textvae.nets.output import SoftmaxOutput
 @pytest.mark.parametrize(("piece", "smoothing"), [(1, 0.0), (7, 0.0), (1000, 0.0), (7, 0.1)])
 def test_log_probabilities_and_gradients_equal_cross_entropy(bias, even, piece, smoothing, monkeypatch):
     monkeypatch.setattr(output_module, "PIECE_ELEMENTS", 50 * piece)
+    monkeypatch.setattr(output_module, "PIECE_ROWS", 1)
+    monkeypatch.setattr(output_module, "BLOCK_ROWS", piece)
+    monkeypatch.setattr(output_module, "BLOCK_WORDS", 16)
     torch.manual_seed(0)
     layer = SoftmaxOutput(6, 50, bias=bias, label_smoothing=smoothing).double()
     hidden = torch.randn(40, 6, dtype=torch.float64, requires_grad=True)
@@ -38,6 +41,48 @@ def test_extreme_logits_stay_finite_and_exact():
         layer.weight.copy_(torch.tensor([[0.0], [500.0], [-500.0]]))
     got = layer(torch.ones(3, 1), torch.tensor([0, 1, 2]))
     torch.testing.assert_close(got, torch.tensor([-500.0, 0.0, -1000.0]))
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("shift", [-500.0, -60.0, 60.0, 500.0])
+def test_logits_beyond_the_range_of_powers_change_neither_value_nor_gradient(shift, smoothing):
+    # A softmax does not see what all logits share; 2**-722 and 2**722 are no float32.
+    torch.manual_seed(0)
+    layer = SoftmaxOutput(6, 50, label_smoothing=smoothing)
+    hidden, targets = torch.randn(40, 6, requires_grad=True), torch.randint(0, 50, (40,))
+    with torch.no_grad():
+        layer.bias.fill_(shift)
+    reference = -F.cross_entropy(
+        F.linear(hidden.double(), layer.weight.double()), targets, reduction="none", label_smoothing=smoothing
+    )
+    inputs = [hidden, layer.weight]
+    close = {"rtol": 1e-4, "atol": 1e-4}  # float32 logits near 500 are that coarse
+    ours = layer(hidden, targets)
+    torch.testing.assert_close(ours.double(), reference, **close)
+    torch.testing.assert_close(
+        torch.autograd.grad(ours.sum(), inputs), torch.autograd.grad(reference.sum(), inputs), **close
+    )
+    with torch.no_grad():
+        torch.testing.assert_close(layer(hidden, targets).double(), reference.detach(), **close)
+
+
+def test_logits_that_are_not_numbers_give_no_number():
+    layer = SoftmaxOutput(2, 5)
+    hidden = torch.tensor([[0.0, 1.0], [float("nan"), 1.0]])
+    with torch.no_grad():
+        log_p = layer(hidden, torch.tensor([0, 1]))
+    assert log_p.isfinite().tolist() == [True, False]
+
+
+@pytest.mark.parametrize("vocabulary", [15, 16, 17, 33])
+def test_logits_are_the_same_with_and_without_gradients_whatever_the_vocabulary(vocabulary):
+    layer, hidden = SoftmaxOutput(6, vocabulary).double(), torch.randn(7, 6, dtype=torch.float64)
+    with torch.no_grad():
+        plain = layer.logits(hidden)
+    assert plain.shape == (7, vocabulary)
+    assert plain.dtype == torch.float32
+    torch.testing.assert_close(plain, F.linear(hidden, layer.weight, layer.bias).float())
+    torch.testing.assert_close(layer.logits(hidden), plain)
 
 
 def test_half_precision_stays_near_float32_and_keeps_float32_gradients():

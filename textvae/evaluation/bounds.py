@@ -317,11 +317,13 @@ def _log_weights(
 ) -> Tensor:
     """(S, B) float64 log p(x, z) - log q(z|x) for z drawn from q."""
     posterior, prior = model.encode(batch), model.prior()
-    chunk = max(1, batch_tokens // max(batch.targets.numel(), 1))
+    most = max(1, batch_tokens // max(batch.targets.numel(), 1))
+    chunks = -(-samples // most)
     parts = []
-    for begin in range(0, samples, chunk):
-        # One sample after another, so that the chunk's size does not change which numbers are drawn.
-        count = min(chunk, samples - begin)
+    for i in range(chunks):
+        # One sample after another, so that the chunk's size does not change which numbers are drawn. Nearly equal
+        # chunks: a small rest would make products of few rows.
+        count = (i + 1) * samples // chunks - i * samples // chunks
         z = torch.cat([draw(posterior, 1, generator) for _ in range(count)])  # (count, B, D)
         rate = float64(posterior.log_prob(z)) - float64(prior.log_prob(z))
         parts.append(float64(model.log_likelihood(batch, z)) - rate)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ from textvae.types import Batch, Tokenizer
 
 STEPS = 4_000
 BATCH_SIZE = 64
+HIDDEN_DIM = 256
 EVALUATIONS = 10  # looks at the validation texts in a training
 HELD_OUT = 20  # without validation texts every 20th is held out
 GRADIENT_CLIP = 5.0
@@ -69,10 +70,11 @@ def language_model(
     steps: int = STEPS,
     seed: int = 0,
     tokenizer: Tokenizer | None = None,
-    hidden_dim: int = 256,
+    hidden_dim: int = HIDDEN_DIM,
     dropout: float = 0.2,
     lr: float = 2e-3,
     device: str | torch.device = "cpu",
+    on_step: Callable[[], object] | None = None,
 ) -> LanguageModel:
     """Trains an LSTM language model on texts, with a budget fixed in advance.
 
@@ -91,6 +93,7 @@ def language_model(
         dropout: on the LSTM's inputs and outputs.
         lr: the first learning rate.
         device: where it is trained and stays.
+        on_step: called after each step, to show that it goes on.
 
     Returns:
         The scorer.
@@ -111,7 +114,7 @@ def language_model(
     with torch.random.fork_rng(devices=cuda), torch.inference_mode(False), torch.enable_grad():
         torch.manual_seed(seed)
         model = build.build_model(_recipe(hidden_dim, dropout, steps), tokenizer).to(device)
-        _train(model, train, held_out, tokenizer.pad_id, steps=steps, seed=seed, lr=lr)
+        _train(model, train, held_out, tokenizer.pad_id, steps=steps, seed=seed, lr=lr, on_step=on_step)
     return LanguageModel(model.requires_grad_(False), tokenizer)
 
 
@@ -131,7 +134,7 @@ def forward_perplexity(
         samples: what is judged.
         train_texts: the corpus.
         validation: the corpus's validation texts; every 20th training text where absent.
-        **options: of `language_model`: steps, seed, tokenizer, hidden_dim, dropout, lr, device.
+        **options: of `language_model`: steps, seed, tokenizer, hidden_dim, dropout, lr, device, on_step.
 
     Raises:
         UserError: no samples or no texts.
@@ -164,7 +167,7 @@ def reverse_perplexity(
             model would be chosen by what it is tested for.
         tokenizer: the run's, so that words that the samples lack are still there to be missed; where absent the words
             of samples and test set together.
-        **options: of `language_model`: steps, seed, hidden_dim, dropout, lr, device.
+        **options: of `language_model`: steps, seed, hidden_dim, dropout, lr, device, on_step.
 
     Raises:
         UserError: no samples or no texts.
@@ -221,7 +224,15 @@ def _recipe(hidden_dim: int, dropout: float, steps: int) -> Recipe:
 
 
 def _train(
-    model: SequenceVAE, train: ListStore, held_out: ListStore, pad_id: int, *, steps: int, seed: int, lr: float
+    model: SequenceVAE,
+    train: ListStore,
+    held_out: ListStore,
+    pad_id: int,
+    *,
+    steps: int,
+    seed: int,
+    lr: float,
+    on_step: Callable[[], object] | None,
 ) -> None:
     """Trains in place; the parameters that are best on what is held out are put in at the end."""
     device = model.decoder_embedding.weight.device
@@ -241,6 +252,8 @@ def _train(
             nll = float(_nll(model, held_out, pad_id)[0].mean())
             if nll < best:
                 best, kept = nll, copy.deepcopy(model.state_dict())
+        if on_step is not None:
+            on_step()
     model.load_state_dict(kept)
     model.eval()
 

@@ -16,7 +16,7 @@ from textvae.checkpoint import METRICS
 HTML, MARKDOWN = "evaluation.html", "evaluation.md"
 SHOWN_TEXTS = 50
 # Endings of keys that say something of the figure before them.
-NOTES = ("standard_error", "interval", "ceiling", "expected", "floor", "estimator")
+NOTES = ("standard_error", "spread", "interval", "ceiling", "expected", "floor", "reference", "estimator")
 ESTIMATORS = {
     "reconstruction": "nats a sequence: −E log p(x|z), one draw of z",
     "kl": "nats a sequence: KL(q(z|x) ‖ p(z)), in closed form where there is one",
@@ -44,6 +44,15 @@ ESTIMATORS = {
     "token_accuracy": "share of words at their place, 0 to 1",
     "exact_match": "share of texts given back to the letter, 0 to 1",
     "corpus_entropy": "nats a sequence: what the best model reaches",
+    "forward_perplexity": "a token: samples under a language model of the corpus (Zhao 2018); blind to variety",
+    "reverse_perplexity": "a token: real text under a language model of samples (Zhao 2018); falls with their number",
+    "perplexity_ends": "a token: the paths' ends under a language model of the corpus",
+    "perplexity_between": "a token: the paths' inner texts under a language model of the corpus",
+    "majority": "accuracy, 0 to 1, of always saying the most frequent training label",
+    "linear": "accuracy, 0 to 1: logistic regression on posterior means (Alain & Bengio 2016)",
+    "knn": "accuracy, 0 to 1: vote of the nearest posterior means",
+    "pearson": "−1 to 1: people's scores and the cosine of posterior means (STS benchmark, Cer 2017)",
+    "spearman": "−1 to 1: the same, of ranks",
 }
 STYLE = """
 :root{color-scheme:light}body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;
@@ -68,8 +77,9 @@ class Figure(NamedTuple):
 def figures(result: Mapping[str, Any]) -> list[Figure]:
     """Returns the numbers of a result, nested or flat, in its order.
 
-    A key's companions NAME_standard_error, NAME_interval, NAME_ceiling, NAME_expected, NAME_floor and
-    NAME_estimator (or, where NAME is a dict with "value", its entries of these names) stand beside the figure.
+    A key's companions NAME_standard_error, NAME_spread, NAME_interval, NAME_ceiling, NAME_expected, NAME_floor,
+    NAME_reference and NAME_estimator (or, where NAME is a dict with "value", its entries of these names) stand beside
+    the figure.
 
     Args:
         result: names -> numbers, None, strings, or dicts of these; lists are pictures and texts, not numbers.
@@ -189,10 +199,12 @@ def _figure(name: str, key: str, value: Any, notes: Mapping[str, Any]) -> Figure
     interval = notes.get("interval")
     error = notes.get("standard_error")
     spread = "" if error is None else f"± {_number(error)} (standard error)"
+    if notes.get("spread") is not None:
+        spread = f"± {_number(notes['spread'])} (standard deviation over draws)"
     if isinstance(interval, (list, tuple)) and len(interval) == 2:
         spread = f"{_number(interval[0])} to {_number(interval[1])}"
-    known = [(note, notes.get(note)) for note in ("ceiling", "expected", "floor")]
-    labels = {"ceiling": "at most", "expected": "expected at q = p", "floor": "floor"}
+    known = [(note, notes.get(note)) for note in ("ceiling", "expected", "floor", "reference")]
+    labels = {"ceiling": "at most", "expected": "expected at q = p", "floor": "floor", "reference": "real text"}
     reference = "; ".join(f"{labels[note]} {_number(found)}" for note, found in known if found is not None)
     return Figure(name, value, spread, reference, str(notes.get("estimator") or ESTIMATORS.get(key, "")))
 
@@ -260,6 +272,9 @@ def _pictures(
     if histograms:
         alt = "Histograms over sentences: " + ", ".join(histograms)
         found.append(("Sentence by sentence", alt, lambda figure: _histograms(figure, histograms)))
+    if len(along := _finite(_of(result, "perplexity_along"))) > 1:
+        alt = f"Perplexity at {len(along)} places of the paths: {', '.join(map(_number, along))}"
+        found.append(("Perplexity along the paths", alt, lambda figure: _along(figure, along)))
     if any("step" in row for row in metrics):
         found.append(("The run", "Curves of the training", lambda figure: _curves(figure, metrics)))
     return found
@@ -300,6 +315,14 @@ def _bars(figure: Any, values: list[float]) -> None:
         axis.set_xticks(range(len(values)), [str(d) for d in order], fontsize=8, rotation=90 if len(values) > 40 else 0)
     axis.set(xlabel="dimension, the largest first", ylabel="nats")
     axis.grid(axis="y", alpha=0.3)
+
+
+def _along(figure: Any, values: list[float]) -> None:
+    axis = figure.subplots()
+    axis.plot(range(len(values)), values, marker="o", color="#3b6ea5")
+    axis.set(xlabel="place on the path, its ends first and last", ylabel="perplexity a token")
+    axis.set_ylim(bottom=0)
+    axis.grid(alpha=0.3)
 
 
 def _histograms(figure: Any, columns: Mapping[str, list[float]]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,6 +18,7 @@ PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 NEIGHBOURS = (1, 3, 5, 10, 20, 50)
 HELD_OUT = 0.2
 ITERATIONS = 500
+REPEATS = 5
 PAIRS_AT_ONCE = 2**22
 
 Labels = Sequence[Hashable] | Tensor
@@ -155,8 +156,9 @@ def probes(
     test_labels: Labels,
     *,
     per_label: Sequence[int | None] = (10, 100, None),
-    repeats: int = 5,
+    repeats: int = REPEATS,
     generator: torch.Generator | None = None,
+    on_step: Callable[[], object] | None = None,
 ) -> list[dict[str, Any]]:
     """Returns both probes with few and many labels.
 
@@ -168,6 +170,7 @@ def probes(
         per_label: training sentences of each label; None is all there are.
         repeats: draws of the few, over which the mean is taken.
         generator: of all draws; the global state where absent.
+        on_step: called after each probe, to show that it goes on.
 
     Returns:
         A row for each of `per_label`: per_label, labels (training sentences), linear and knn (mean accuracy, 0 to 1),
@@ -186,6 +189,8 @@ def probes(
             some_z, some = train_z[rows.to(train_z.device)], [labels[row] for row in rows.tolist()]
             for name, probe in (("linear", linear_probe), ("knn", knn_probe)):
                 found[name].append(probe(some_z, some, test_z, test_labels, generator=generator))
+                if on_step is not None:
+                    on_step()
         row: dict[str, Any] = {"per_label": size, "labels": found["linear"][0].labels}
         for name, results in found.items():
             accuracies = np.asarray([result.accuracy for result in results])

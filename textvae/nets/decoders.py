@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 import torch
@@ -9,6 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from textvae.nets.encoders import CELLS
+from textvae.nets.recurrence import layer_of, read
 from textvae.registry import Registry
 
 State = tuple[Tensor, ...]  # each (layers, B, H): one tensor for a GRU, (h, c) for an LSTM
@@ -101,6 +103,34 @@ class RecurrentDecoder(nn.Module):
         if self.z_to_output is not None:
             hidden = hidden + self.z_to_output(z)[:, None]
         return self.output_dropout(hidden), after
+
+    @property
+    def can_read_draws(self) -> bool:
+        """Whether `read_draws` knows the weights: not where an export has put other modules in place of torch's."""
+        return all(isinstance(module, nn.RNNBase) for module in (self.rnn, *self.upper))
+
+    def read_draws(self, embedded: Tensor, z: Tensor, going: Sequence[int]) -> Tensor:
+        """Reads sentences under several draws of z each: what `forward` computes, in evaluation and without gradients.
+
+        Args:
+            embedded: (B, T, E), the words, from the longest sentence to the shortest.
+            z: (B, S, D).
+            going: the number of sentences that have a step t, for each t.
+
+        Returns:
+            Hidden states (sum of going * S, H): step after step, of each the sentences that have it, of each its draws.
+        """
+        samples, flat = z.shape[1], z.flatten(0, 1)
+        state, hidden, fused = self.start(flat), embedded, self.rnn.num_layers
+        for i in range(self.layers):
+            layer = layer_of(self.rnn, i) if i < fused else layer_of(self.upper[i - fused], 0)
+            joined = flat if self.z_to_layers or (self.z_to_input and i == 0) else None
+            hidden = read(layer, hidden, joined, [part[i] for part in state], going, samples)
+        if self.z_to_output is not None:
+            shift = self.z_to_output(flat)
+            for part in hidden.split([count * samples for count in going]):
+                part += shift[: len(part)]
+        return hidden
 
     def _read(self, rnn: nn.Module, inputs: Tensor, state: State) -> tuple[Tensor, State]:
         state = tuple(part.contiguous() for part in state)

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 from textvae.errors import TokenizerError
+from textvae.recipe import LARGEST_OF
 
 PAD, BOS, EOS, UNK = "<pad>", "<s>", "</s>", "<unk>"
 SPECIALS = (PAD, BOS, EOS, UNK)
 TRAINED_IDS = {"pad": 0, "bos": 1, "eos": 2, "unk": 3}  # in every tokenizer that is trained here
 CONFIG = "tokenizer_config.json"
+LARGEST_BYTES = 2**28
+LARGEST_GROWTH = 1000  # of a text by a tokenizer's replacements
 MARK = "\u2581"  # what SentencePiece writes for a space, and gives back as one
 
 
@@ -63,6 +68,9 @@ class TextTokenizer:
         self._special = frozenset((self.pad_id, self.bos_id, self.eos_id))
         self._codec_size = codec.size
         self._size = max(self._codec_size, max(ids.values()) + 1)
+        largest = LARGEST_OF["vocab_size"]
+        if self._size > largest:
+            raise TokenizerError(f"tokenizer: has ids up to {self._size - 1:,}; a vocabulary is at most {largest:,}")
 
     def __len__(self) -> int:
         return self._size
@@ -96,11 +104,17 @@ class TextTokenizer:
         """Writes tokenizer_config.json and the codec's file."""
         place = Path(folder)
         place.mkdir(parents=True, exist_ok=True)
+        content = self.codec.to_bytes()
         if self.codec.file is not None:
-            (place / self.codec.file).write_bytes(self.codec.to_bytes())
+            _write(place / self.codec.file, content)
         ids = {"pad": self.pad_id, "bos": self.bos_id, "eos": self.eos_id, "unk": self._unknown}
-        config = {"kind": self.kind, "model": self.codec.file, "special_ids": ids}
-        (place / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        config = {
+            "kind": self.kind,
+            "model": self.codec.file,
+            "sha256": hashlib.sha256(content).hexdigest(),
+            "special_ids": ids,
+        }
+        _write(place / CONFIG, (json.dumps(config, indent=2) + "\n").encode("utf-8"))
 
     def _plain(self, row: list[int]) -> list[int]:
         # A word of the text may be spelled as a special token is, and a word vocabulary then finds its id.
@@ -127,6 +141,7 @@ class LibraryCodec:
         """Returns the codec that a tokenizer.json describes."""
         import tokenizers
 
+        _check_growth(content)
         return cls(tokenizers.Tokenizer.from_str(content.decode("utf-8")))
 
     @property
@@ -136,7 +151,12 @@ class LibraryCodec:
 
     def encode(self, texts: list[str]) -> list[list[int]]:
         """Returns the ids of each text."""
-        return [row.ids for row in self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+        try:
+            return [row.ids for row in self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+        except (TypeError, UnicodeEncodeError):
+            raise
+        except Exception as error:  # the library raises bare Exception, as for a text it has no token for
+            raise TokenizerError(f"tokenizer: cannot read a text: {error}") from error
 
     def decode(self, rows: list[list[int]]) -> list[str]:
         """Returns the text of each row of ids."""
@@ -254,6 +274,53 @@ class ByteCodec:
             return content.decode("utf-8", "surrogatepass")
         except UnicodeDecodeError:
             return content.decode("utf-8", "replace")
+
+
+def read(path: Path) -> bytes:
+    """Returns what a tokenizer's file holds.
+
+    Raises:
+        TokenizerError: it cannot be read, is no plain file, or is larger than any tokenizer.
+    """
+    try:
+        # A link may lead to a device or a pipe, which has no end.
+        if path.exists() and not path.is_file():
+            raise TokenizerError(f"{path}: is no file")
+        size = path.stat().st_size
+        if size > LARGEST_BYTES:
+            raise TokenizerError(f"{path}: has {size:,} bytes; a tokenizer has at most {LARGEST_BYTES:,}")
+        return path.read_bytes()
+    except OSError as error:
+        raise TokenizerError(f"{path}: cannot be read: {error.strerror}") from error
+
+
+def _check_growth(content: bytes) -> None:
+    """Refuses a tokenizer.json whose replacements, one after the other, blow a text up without bound."""
+    parts = json.loads(content)
+    left = [parts.get(name) for name in ("normalizer", "pre_tokenizer", "decoder")] if isinstance(parts, dict) else []
+    growth = 1
+    while left and growth <= LARGEST_GROWTH:
+        part = left.pop()
+        if isinstance(part, dict):
+            left += part.values()
+            if part.get("type") == "Replace":
+                growth *= max(1, len(str(part.get("content"))))
+        elif isinstance(part, list):
+            left += part
+    if growth > LARGEST_GROWTH:
+        raise ValueError(f"its replacements make a text more than {LARGEST_GROWTH} times as long")
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Whole or not at all: a resumed run writes its tokenizer again, and may be killed while it does."""
+    temporary = path.with_name(f".{path.name}.part")
+    temporary.unlink(missing_ok=True)
+    try:
+        temporary.write_bytes(content)
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise TokenizerError(f"{path}: cannot be written ({error.strerror}); what was there is as it was") from error
 
 
 def _require_unicode(text: str, number: int) -> None:

@@ -171,6 +171,7 @@ def _table(path: str, kind: str) -> Iterator[tuple[int, list[str]]]:
         for number, line in enumerate(_lines(path), start=1):
             yield number, _without_newline(line).split("\t")
         return
+    csv.field_size_limit(2**31 - 1)  # 128 KiB else, for the whole process
     reader = csv.reader(_lines(path), strict=True)
     while True:
         start = reader.line_num + 1
@@ -205,6 +206,8 @@ def _objects(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
             items = json.loads("".join(_lines(path)))
         except json.JSONDecodeError as error:
             raise CorpusError(f"{path}: line {error.lineno}: no JSON: {error.msg}") from None
+        except (ValueError, RecursionError) as error:
+            raise CorpusError(f"{path}: its JSON cannot be read: {error}") from None
         numbered: Iterator[tuple[str, Any]] = ((f"item {i}", item) for i, item in enumerate(items))
     else:
         numbered = _json_lines(path)
@@ -226,6 +229,8 @@ def _json_lines(path: str) -> Iterator[tuple[str, Any]]:
                     f"{path}: line {number}: no JSON: {error.msg} at column {error.colno}; "
                     "needed is an object a line, or one array of objects"
                 ) from None
+            except (ValueError, RecursionError) as error:  # thousands of digits or of brackets
+                raise CorpusError(f"{path}: line {number}: its JSON cannot be read: {error}") from None
 
 
 def _json_column(path: str, column: str) -> Iterator[str | None]:

@@ -70,7 +70,7 @@ def sentences(seed: int, part: str, count: int) -> list[str]:
     """
     name = f"textvae grammar {seed} {part}".encode()
     # Python keeps random() the same across versions, which it does not promise of choice() or shuffle().
-    uniform = random.Random(int.from_bytes(hashlib.sha256(name).digest()[:8], "big")).random
+    uniform = random.Random(int.from_bytes(hashlib.sha256(name).digest()[:8], "big")).random  # nosec B311
     structures, weights = zip(*_structures().items())
     cumulative = list(itertools.accumulate(weights))
     drawn = []

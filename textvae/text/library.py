@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -12,6 +13,8 @@ from typing import Any
 from textvae.errors import TokenizerError
 from textvae.text.codecs import SPECIALS, UNK
 
+LONGEST_PIECE = 2000  # characters of a text that a trainer of subwords sees at once
+PIECE = re.compile(rf".{{1,{LONGEST_PIECE}}}(?=\s|\Z)|\S{{1,256}}|.", re.DOTALL)  # at white space, if there is any
 # The white space of str.split(), which Unicode's own property (and the library's splitter) lacks 1C to 1F of.
 WHITE_SPACE = "[\t-\r\x1c-\x20\x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]+"
 
@@ -72,6 +75,12 @@ def byte_level_options(vocab_size: int) -> dict[str, Any]:
         "initial_alphabet": alphabet,
         "show_progress": False,
     }
+
+
+def cut(texts: Iterable[str]) -> Iterator[str]:
+    """Yields the texts, long ones in pieces: trainers take time that grows with the square of an unbroken one."""
+    for text in texts:
+        yield from (text,) if len(text) <= LONGEST_PIECE else PIECE.findall(text)
 
 
 def repeatable(tokenizer: Any) -> Any:

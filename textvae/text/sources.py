@@ -149,6 +149,8 @@ def _file_part(part: Part, paths: str | list[str], data: Data) -> Raw:
     except datasets.exceptions.DatasetGenerationError as error:
         if isinstance(error.__cause__, CorpusError):
             raise error.__cause__ from None
+        if isinstance(error.__cause__, OSError):  # a full disk, most often
+            raise CorpusError(f"{key}: datasets' cache cannot be written: {error.__cause__}") from error
         raise
     return Raw(rows, identity)
 

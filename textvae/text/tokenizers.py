@@ -5,6 +5,7 @@ A class of `TOKENIZERS` is a recipe's wish; its `fit` gives the `TextTokenizer` 
 
 from __future__ import annotations
 
+import hashlib
 import io
 import itertools
 import json
@@ -31,8 +32,9 @@ from textvae.text.codecs import (
     LibraryCodec,
     SentencePieceCodec,
     TextTokenizer,
+    read,
 )
-from textvae.text.library import WHITE_SPACE, byte_level, byte_level_options, one_thread, repeatable, vocabulary
+from textvae.text.library import WHITE_SPACE, byte_level, byte_level_options, cut, one_thread, repeatable, vocabulary
 from textvae.types import Tokenizer
 
 SPELLINGS = {
@@ -73,10 +75,12 @@ def load(folder: str, *, kind: str | None = None, trust_code: bool = False) -> T
         return own
     path = Path(folder) / CONFIG
     try:
-        config = json.loads(_read(path))
+        config = json.loads(read(path))
         ids = {name: config["special_ids"][name] for name in SPELLINGS}
-        model, kind = config["model"], config["kind"]
-    except (ValueError, KeyError, TypeError) as error:
+        model, kind, digest = config["model"], config["kind"], config.get("sha256")
+    except TokenizerError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise TokenizerError(f"{path}: is damaged: {error!r}") from error
     if any(type(i) is not int or i < 0 for i in ids.values()) or len(set(ids.values())) < len(ids):
         raise TokenizerError(f"{path}: is damaged: special_ids are {ids}")
@@ -84,7 +88,7 @@ def load(folder: str, *, kind: str | None = None, trust_code: bool = False) -> T
         return TextTokenizer(ByteCodec(len(SPECIALS)), kind=kind, ids=ids)
     if model not in (LibraryCodec.file, SentencePieceCodec.file):
         raise TokenizerError(f"{path}: is damaged: model is {model!r}")
-    return TextTokenizer(_read_codec(path.with_name(model), exact=kind != "file"), kind=kind, ids=ids)
+    return TextTokenizer(_read_codec(path.with_name(model), exact=kind != "file", digest=digest), kind=kind, ids=ids)
 
 
 class Word:
@@ -156,7 +160,7 @@ class BPE:
 
         trainer = trainers.BpeTrainer(min_frequency=self.min_frequency, **byte_level_options(self.vocab_size))
         tokenizer = byte_level(models.BPE())
-        tokenizer.train_from_iterator(_some(texts), trainer)
+        tokenizer.train_from_iterator(cut(_some(texts)), trainer)
         return TextTokenizer(LibraryCodec(tokenizer), kind="bpe", ids=TRAINED_IDS)
 
 
@@ -177,7 +181,7 @@ class Unigram:
         trainer = trainers.UnigramTrainer(unk_token=UNK, **byte_level_options(self.vocab_size))
         tokenizer = byte_level(models.Unigram())
         with one_thread():
-            tokenizer.train_from_iterator(_some(texts), trainer)
+            tokenizer.train_from_iterator(cut(_some(texts)), trainer)
         return TextTokenizer(LibraryCodec(repeatable(tokenizer)), kind="unigram", ids=TRAINED_IDS)
 
 
@@ -215,7 +219,7 @@ class SentencePiece:
         special: dict[str, Any] = {f"{name}_id": i for name, i in TRAINED_IDS.items()}
         try:
             sentencepiece.SentencePieceTrainer.train(
-                sentence_iterator=_some(pieces),
+                sentence_iterator=cut(_some(pieces)),
                 model_writer=model,
                 model_type=self.model_type,
                 vocab_size=self.vocab_size,
@@ -298,15 +302,10 @@ class File:
         return ids
 
 
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise TokenizerError(f"{path}: cannot be read: {error.strerror}") from error
-
-
-def _read_codec(path: Path, *, exact: bool) -> Codec:
-    content = _read(path)
+def _read_codec(path: Path, *, exact: bool, digest: str | None = None) -> Codec:
+    content = read(path)
+    if digest is not None and hashlib.sha256(content).hexdigest() != digest:
+        raise TokenizerError(f"{path}: does not match its checksum in {CONFIG}; the file is damaged")
     try:
         if path.suffix == ".json":
             return LibraryCodec.from_bytes(content)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import signal
 import threading
 import time
@@ -18,7 +19,7 @@ from accelerate.tracking import get_available_trackers
 from accelerate.utils import LoggerType
 
 from textvae import checkpoint
-from textvae.errors import TrainingError, UserError, suggest
+from textvae.errors import CheckpointError, TrainingError, UserError, suggest
 from textvae.evaluation.report import quick
 from textvae.recipe import Recipe, parse_duration
 from textvae.schedules import Plateau
@@ -69,7 +70,7 @@ def train(
     with lock:
         experiment = prepare(recipe, folder, accelerator, resume=resume, trust_code=trust_code)
         start = {"aggressive": recipe.training.aggressive is not None}
-        position = Position(**(experiment.position or start))
+        position = _position(experiment.position or start, folder)
         telemetry = Telemetry(folder, recipe, accelerator, experiment, position.step, quiet=quiet)
         try:
             if not position.stopped:
@@ -77,6 +78,14 @@ def train(
         finally:
             telemetry.close()
     return folder
+
+
+def _position(saved: Any, folder: Path) -> Position:
+    try:
+        return Position(**saved)
+    except TypeError as error:
+        last = checkpoint.latest_checkpoint(folder)
+        raise CheckpointError(f"{last}/state.json: holds no position of a training ({error})") from error
 
 
 def _check_machine(recipe: Recipe) -> None:
@@ -126,13 +135,12 @@ def _run(
                 in_a_row = 0 if taken else in_a_row + 1
                 if in_a_row == SKIPS_ALLOWED:
                     raise TrainingError(
-                        f"step {position.step}: {in_a_row} steps in a row without a finite gradient; lower "
-                        "training.optimizer.lr or training.gradient_clip, or take training.precision: fp32. "
-                        f"The last checkpoint in {folder} is from before"
+                        _given_up(in_a_row, position, folder, telemetry.keep_batch(position.step, step))
                     )
                 if due(position.step):
                     verdict = evaluate()
-                if due(position.step) or (training.save_every and position.step % training.save_every == 0):
+                wanted = due(position.step) or (training.save_every and position.step % training.save_every == 0)
+                if wanted and not in_a_row:  # what cannot go on is no place to go on from
                     save()
                 if stopped():
                     save()
@@ -154,7 +162,16 @@ def _run(
             evaluate()
         position.stopped = verdict == "stop"
         save()
-    telemetry.finish(position.best, position.best_step)
+    telemetry.finish(position.best, position.best_step, position.skipped)
+
+
+def _given_up(steps: int, position: Position, folder: Path, batch: Path) -> str:
+    last = checkpoint.latest_checkpoint(folder)
+    return (
+        f"step {position.step}: {steps} steps in a row without a finite gradient; the last one's batch is in {batch}. "
+        "Lower training.optimizer.lr or training.gradient_clip, or take training.precision: fp32. "
+        + (f"The last checkpoint, {last}, is from before" if last else "There is no checkpoint from before")
+    )
 
 
 def _evaluate(
@@ -185,7 +202,8 @@ def _evaluate(
     value = numbers[training.monitor]
     # More is better only for these; every other figure is a cost.
     sign = -1.0 if training.monitor in ("mutual_information", "active_units") else 1.0
-    gained = position.best is None or sign * value < sign * position.best
+    # A first figure that is not finite would never be beaten.
+    gained = position.best is None or not math.isfinite(position.best) or sign * value < sign * position.best
     if gained:
         position.best, position.best_step, position.stalled = value, position.step, 0
         if accelerator.is_main_process:

@@ -81,7 +81,7 @@ def prepare(recipe: Recipe, folder: Path, accelerator: Accelerator, *, resume: b
         _start_from(recipe.training.start_from, model, tokenizer, trust_code)
     if accelerator.is_main_process:
         tokenizer.save(str(folder / checkpoint.TOKENIZER))
-        (folder / checkpoint.RECIPE).write_text(dump(recipe), encoding="utf-8")
+        checkpoint.write_text(folder / checkpoint.RECIPE, dump(recipe))
 
     batches = _batches(recipe, encoded, tokenizer, accelerator)
     horizon = _horizon(recipe, batches.steps_per_epoch)

@@ -61,8 +61,8 @@ def take_step(
         _forget(experiment.encoder_parameters)
     norm = _clip(accelerator, model, recipe.training.gradient_clip)
     # Every process sees the same averaged gradient, so all take or leave the step together.
-    taken = bool(torch.isfinite(norm))
-    if taken:
+    taken = bool(torch.isfinite(norm) & torch.isfinite(mean_over_processes(losses.total.detach())))
+    if taken or accelerator.scaler is not None:  # a scaler leaves the step out by itself, and lowers its scale then
         optimizer.step()
     optimizer.zero_grad()
 

@@ -15,7 +15,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from textvae import checkpoint
+from textvae.errors import TrainingError
 from textvae.recipe import Recipe
+from textvae.text import tokenizers
 from textvae.text.batching import Step
 from textvae.training.setup import Experiment
 from textvae.types import Losses
@@ -148,13 +150,31 @@ class Telemetry:
         if not self.quiet:
             self._print(text)
 
-    def finish(self, best: float | None, best_step: int) -> None:
+    def keep_batch(self, step: int, work: Step) -> Path:
+        """Writes this process's sentences of a step into the run folder, a JSON object each; returns the file."""
+        rank = f"-process-{self.accelerator.process_index}" if self.accelerator.num_processes > 1 else ""
+        path = self.folder / f"bad-batch-step-{step}{rank}.jsonl"
+        kind = self.recipe.tokenizer.kind
+        # Words are a help here, no more: a class of the user's own is not loaded for them.
+        decode = None if "." in kind else tokenizers.load(str(self.folder / checkpoint.TOKENIZER), kind=kind).decode
+        lines = []
+        for piece in work.pieces:
+            for tokens, length, row in zip(piece.batch.tokens, piece.batch.lengths, piece.rows):
+                ids = tokens[: int(length) + 1].tolist()
+                text = {"text": decode([ids[1:]])[0]} if decode else {}
+                lines.append(json.dumps({"row": int(row), **text, "tokens": ids}, ensure_ascii=False) + "\n")
+        checkpoint.write_text(path, "".join(lines))
+        return path
+
+    def finish(self, best: float | None, best_step: int, skipped: int = 0) -> None:
         """Says what came out, and draws the curves."""
         if not self.main:
             return
         from textvae.plots import curves
 
         curves(self.folder)
+        if skipped:
+            self._print(f"warning: {skipped:,} steps were left out, for their gradients were not finite")
         self.note(
             f"done: best {self.recipe.training.monitor} {best:.3f} on validation, at step {best_step:,}; "
             f"run folder {self.folder}"
@@ -170,10 +190,15 @@ class Telemetry:
         tqdm.write(text, file=sys.stderr)
 
     def _write(self, row: dict[str, Any]) -> None:
-        # JSON has no nan; null says as well that there is no such figure.
-        row = {key: None if isinstance(value, float) and math.isnan(value) else value for key, value in row.items()}
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        # JSON has no nan and no infinity; null says as well that there is no such figure.
+        row = {
+            key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in row.items()
+        }
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+        except OSError as error:
+            raise TrainingError(f"{self.path}: cannot be written ({error.strerror}); go on with --resume") from error
         if self.recipe.training.trackers:
             part = row["part"]
             values = {f"{part}/{k}": v for k, v in row.items() if isinstance(v, (int, float)) and k != "step"}
@@ -190,7 +215,7 @@ class Telemetry:
                     kept.append(line)
             except (ValueError, KeyError, TypeError):
                 continue  # the line that was being written when the run was killed
-        self.path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        checkpoint.write_text(self.path, "".join(line + "\n" for line in kept))
 
 
 def collapse_warning(recipe: Recipe, numbers: dict[str, float]) -> str:

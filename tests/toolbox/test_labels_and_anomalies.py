@@ -1,0 +1,98 @@
+"""Samples of a label, and what is unlike a corpus."""
+
+import random
+
+import pytest
+import torch
+from torch import nn
+
+from textvae.errors import UserError
+from textvae.text import grammar
+from textvae.text.batching import collate
+from textvae.toolbox import Anomaly, AnomalyDetector, LabelledPrior, fit_by_label, judge_by_grammar, token_nats
+
+
+def test_samples_of_a_label_have_it_more_often_than_samples_have(vae, corpus):
+    labels = [grammar.attributes(text)["tense"] for text in corpus]
+    priors = fit_by_label(vae, corpus, labels, components=4, seed=0)
+    assert sorted(priors.priors) == ["future", "past", "present"]
+    for label in priors.priors:
+        texts = priors.sample(vae, label, 150, seed=0, method="greedy")
+        tenses = [found["tense"] for found in judge_by_grammar(texts) if found]
+        assert len(tenses) > 60
+        assert tenses.count(label) / len(tenses) > 1.5 * labels.count(label) / len(labels)
+
+
+def test_latents_of_a_label_have_the_moments_of_its_posteriors(vae, corpus):
+    texts = corpus[:600]
+    labels = [grammar.attributes(text)["form"] for text in texts]
+    priors = fit_by_label(vae, texts, labels, kind="gaussian")
+    rows = torch.tensor([label == "question" for label in labels])
+    means, scales = (part[rows] for part in vae.encode_distribution(texts))
+    torch.manual_seed(3)
+    state = torch.get_rng_state()
+    z = priors.sample_latents("question", 4000, seed=1)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(priors.sample_latents("question", 4000, seed=1), z)
+    spread = (means.var(0) + scales.square().mean(0)).sqrt()
+    torch.testing.assert_close(z.mean(0), means.mean(0), atol=0.1, rtol=0)
+    torch.testing.assert_close(z.std(0), spread, atol=0, rtol=0.1)
+
+
+def shuffled(texts):
+    draw = random.Random(0)
+    return [" ".join(draw.sample(text.split(), len(text.split()))) for text in texts]
+
+
+@pytest.mark.parametrize("measure", ["token", "sentence"])
+def test_sentences_of_the_corpus_are_usual_and_their_words_in_disorder_are_not(vae, unseen, measure):
+    detector = AnomalyDetector(vae, unseen[:200], percentile=95, measure=measure)
+    usual, odd = detector.score(unseen[200:]), detector.score(shuffled(unseen[200:]))
+    # 10 of 200 are expected, +- 3 standard errors of both sets' draws.
+    assert sum(found.anomalous for found in usual) <= 24
+    assert sum(found.anomalous for found in odd) > 190
+    assert all(found.above == 1 for found in odd if found.nats_per_token > 10)
+    lengths = [len(text.split()) + 1 for text in unseen[200:]]
+    assert [found.nats / found.nats_per_token for found in usual] == pytest.approx(lengths)
+
+
+def test_the_threshold_is_the_percentile_of_the_elbo(vae, unseen):
+    some = unseen[:40]
+    scores = [[row["nll_elbo"] for row in vae.score(some, seed=5 + draw)] for draw in range(3)]
+    mean = torch.tensor(scores, dtype=torch.float64).mean(0)
+    detector = AnomalyDetector(vae, some, percentile=80, measure="sentence", draws=3, seed=5)
+    assert detector.threshold == pytest.approx(float(torch.quantile(mean, 0.8)))
+    found = detector.score(some)
+    assert [row.nats for row in found] == pytest.approx(mean.tolist())
+    assert sum(row.anomalous for row in found) == 8
+    assert found[int(mean.argmax())].above == pytest.approx(39 / 40)
+    assert detector.score([]) == []
+    assert isinstance(found[0], Anomaly)
+
+
+def test_the_tokens_nats_add_up_to_the_models_own_and_name_the_odd_word(vae):
+    text = "the happy owner will love the soup at the table ."
+    found = token_nats(vae, text)
+    assert [token for token, _ in found] == [*text.split(), "</s>"]
+    batch = collate(vae.tokenizer.encode([text]), vae.tokenizer.pad_id)
+    with torch.inference_mode():
+        output = vae.model(batch, noise=torch.zeros(1, 1, vae.latent_dim))
+    assert sum(nats for _, nats in found) == pytest.approx(-float(output.log_likelihood[0, 0]), rel=1e-4)
+    odd = token_nats(vae, text.replace("happy", "kitchen"))
+    assert max(odd, key=lambda pair: pair[1])[0] == "kitchen"
+
+
+def test_what_cannot_be_is_refused(vae, unseen, tmp_path):
+    priors = LabelledPrior({"past": nn.Identity()})
+    for call, message in (
+        (lambda: priors.sample_latents("passt", 1), "Did you mean 'past'"),
+        (lambda: priors.sample_latents("past", -1), "n: got -1"),
+        (lambda: fit_by_label(vae, ["a"], []), "got 0 for 1"),
+        (lambda: fit_by_label(vae, ["a", "b"], ["x", "y"], components=2), "label 'x': .* needs 2 sentences"),
+        (lambda: fit_by_label(vae, ["a"], ["x"], kind="mixtur"), "Did you mean 'mixture'"),
+        (lambda: AnomalyDetector(vae, unseen[:1]), "at least 1 and 2"),
+        (lambda: AnomalyDetector(vae, unseen[:3], percentile=100), "percentile"),
+        (lambda: AnomalyDetector(vae, unseen[:3], measure="tokens"), "Did you mean 'token'"),
+    ):
+        with pytest.raises(UserError, match=message):
+            call()

@@ -1,0 +1,121 @@
+"""Runs for other runtimes: ONNX (float32 and int8) and torch.export, and what reads them back (the extra `export`)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from textvae.errors import CheckpointError, UserError, suggest
+
+if TYPE_CHECKING:
+    from textvae.api import TextVAE
+    from textvae.export.runtime import ExportedVAE
+
+FORMATS = ("onnx", "torch", "int8")
+DESCRIPTION = "export.json"
+
+
+def export(vae: TextVAE, folder: str | Path, *, format: str = "onnx", traced: Mapping[str, Any] | None = None) -> Path:
+    """Writes a run for another runtime into a folder and returns its path.
+
+    onnx: encoder.onnx (tokens (B, T+1), lengths (B,) -> mean, scale (B, D)), decoder_start.onnx (z (B, D) -> state),
+    decoder_step.onnx (word (B,), z, state -> logits (B, V), state) and greedy.onnx (z, max_length -> ids (B, T)).
+    int8: the same with int8 weights. torch: the first three as .pt2 programs. Beside them export.json (what goes in
+    and out, special tokens), recipe.yaml, tokenizer/ and, where the tokenizer has that form, a tokenizer.json for
+    `transformers`.
+
+    Args:
+        vae: the run.
+        folder: a new or an empty one, or one of an earlier export.
+        format: onnx, torch or int8.
+        traced: what `textvae.export.onnx_format.traced` gave for this run, where both onnx and int8 are wanted.
+
+    Raises:
+        UserError: an unknown format, a language model, a folder that holds other things, or a model that cannot be
+            traced.
+        MissingExtraError: ONNX without the extra `export`.
+    """
+    if format not in FORMATS:
+        raise UserError(f"--format: got {format!r}{suggest(format, FORMATS)}")
+    if not vae.latent_dim:
+        raise UserError("export: the run is a language model (model.latent_dim: 0), which has no latents to export")
+    from textvae import checkpoint, recipe_file
+    from textvae.export import onnx_format, torch_format
+    from textvae.hub.tokenizer import save_for_transformers
+
+    place = Path(folder)
+    if place.exists() and not (place / DESCRIPTION).is_file() and (not place.is_dir() or any(place.iterdir())):
+        raise UserError(f"{place}: exists and is no export; name a new folder")
+    if format != "torch":
+        onnx_format.require()
+    place.mkdir(parents=True, exist_ok=True)
+    (place / DESCRIPTION).unlink(missing_ok=True)  # until all is there, this is no export
+    if format == "torch":
+        torch_format.write(vae.model, vae.tokenizer, place)
+    else:
+        found = onnx_format.traced(vae.model, vae.tokenizer) if traced is None else traced
+        onnx_format.write(found, vae.tokenizer, vae.recipe.generation, place, int8=format == "int8")
+    vae.tokenizer.save(str(place / checkpoint.TOKENIZER))
+    save_for_transformers(vae.tokenizer, place)
+    checkpoint.write_text(place / checkpoint.RECIPE, recipe_file.dump(vae.recipe))
+    checkpoint.write_text(place / DESCRIPTION, json.dumps(_description(vae, format), indent=2) + "\n")
+    return place
+
+
+def load(folder: str | Path, *, threads: int | None = None, trust_code: bool = False) -> ExportedVAE:
+    """Returns an export in the hand: `encode`, `decode` by every method, `reconstruct`, `interpolate`.
+
+    Args:
+        folder: what `export` wrote.
+        threads: of onnxruntime; as many as torch has where absent.
+        trust_code: read .pt2 programs, which torch unpickles, and import a tokenizer class by dotted path.
+
+    Raises:
+        CheckpointError: no export, or a damaged one.
+        UserError: .pt2 programs without `trust_code`.
+        MissingExtraError: ONNX without the extra `export`.
+    """
+    from textvae import checkpoint, recipe_file
+    from textvae.export import runtime
+    from textvae.text import tokenizers
+
+    place = Path(folder)
+    try:
+        description = json.loads((place / DESCRIPTION).read_text(encoding="utf-8"))
+        format, latent_dim = description["format"], int(description["latent_dim"])
+    except OSError as error:
+        raise CheckpointError(f"{place}: holds no export ({DESCRIPTION} is missing)") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{place / DESCRIPTION}: is damaged ({error!r})") from error
+    if format not in FORMATS:
+        raise CheckpointError(f"{place / DESCRIPTION}: is damaged (format is {format!r})")
+    if format == "torch" and not trust_code:
+        raise UserError(f"{place}: torch unpickles what .pt2 programs hold; only if you trust them: trust_code")
+    recipe = recipe_file.load(place / checkpoint.RECIPE)
+    saved = str(place / checkpoint.TOKENIZER)
+    tokenizer = tokenizers.load(saved, kind=recipe.tokenizer.kind, trust_code=trust_code)
+    graphs: Any = runtime.TorchGraphs(place) if format == "torch" else runtime.OnnxGraphs(place, threads=threads)
+    return runtime.ExportedVAE(runtime.ExportedModel(graphs, latent_dim), tokenizer, recipe)
+
+
+def _description(vae: TextVAE, format: str) -> dict[str, Any]:
+    import torch
+
+    from textvae import __version__
+    from textvae.export import onnx_format, torch_format
+
+    tokenizer, generation = vae.tokenizer, vae.recipe.generation
+    state = [list(tensor.shape[::2]) for tensor in vae.model.start(torch.zeros(1, vae.latent_dim, device=vae.device))]
+    return {
+        "format": format,
+        "textvae": __version__,
+        "torch": torch.__version__,
+        "files": torch_format.FILES if format == "torch" else onnx_format.FILES,
+        "latent_dim": vae.latent_dim,
+        "vocabulary": len(tokenizer),
+        "state": {f"state_{i}": {"layers": layers, "hidden_dim": width} for i, (layers, width) in enumerate(state)},
+        "special_ids": {name: getattr(tokenizer, f"{name}_id") for name in ("pad", "bos", "eos", "unk")},
+        "generation": {"max_length": generation.max_length, "ban_unk": generation.ban_unk},
+    }

@@ -1,0 +1,87 @@
+"""Sampling by label: a prior fitted to each label's latents."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from textvae.errors import UserError, suggest
+from textvae.latent import fitted
+
+if TYPE_CHECKING:
+    from textvae.api import TextVAE
+
+
+class LabelledPrior:
+    """p(z | label): for each label a prior fitted to the aggregate posterior of its sentences.
+
+    Args:
+        priors: label -> prior, whose forward() gives a distribution.
+    """
+
+    def __init__(self, priors: dict[str, nn.Module]) -> None:
+        self.priors = priors
+
+    def sample_latents(self, label: str, n: int, *, seed: int | None = None) -> Tensor:
+        """Returns n draws of p(z | label), (n, D) float32; torch's global state stays as it was.
+
+        Raises:
+            UserError: a label that is not known, or n below 0.
+        """
+        if label not in self.priors:
+            raise UserError(f"label: got {label!r}{suggest(label, self.priors)}")
+        if n < 0:
+            raise UserError(f"n: got {n}; it must be 0 or more")
+        with torch.random.fork_rng(devices=[]), torch.inference_mode():
+            if seed is None:
+                torch.seed()
+            else:
+                torch.manual_seed(seed)
+            z: Tensor = self.priors[label]().sample(torch.Size([n]))
+        return z.cpu()
+
+    def sample(self, vae: TextVAE, label: str, n: int, *, seed: int | None = None, **options: Any) -> list[str]:
+        """Returns n texts of a label. Options are of decoding."""
+        return vae.decode(self.sample_latents(label, n, seed=seed), seed=seed, **options)
+
+
+def fit_by_label(
+    vae: TextVAE,
+    texts: Sequence[str],
+    labels: Sequence[str],
+    *,
+    kind: str = "mixture",
+    components: int = 10,
+    seed: int = 0,
+) -> LabelledPrior:
+    """Fits a prior to each label's latents: p(z | label), to the mean of q(z|x) over the label's sentences.
+
+    Args:
+        vae: a run.
+        texts: N sentences, hundreds of each label.
+        labels: N labels.
+        kind: gaussian, mixture or flow; see `textvae.latent.fitted.fit`.
+        components: of a mixture; no more than a label has sentences.
+        seed: of the fits.
+
+    Raises:
+        UserError: other numbers of labels than texts, none, or a label with too few sentences.
+
+    References:
+        Dempster 1977 (EM); Ghosh 2020, arXiv 1903.12436 (fitting after training).
+    """
+    if len(texts) != len(labels) or not labels:
+        raise UserError(f"labels: got {len(labels)} for {len(texts)} sentences; each has one, and there is 1 or more")
+    means, scales = vae.encode_distribution(texts)
+    priors = {}
+    for label in sorted(set(labels)):
+        rows = torch.tensor([other == label for other in labels])
+        generator = torch.Generator().manual_seed(seed)
+        try:
+            priors[label] = fitted.fit(kind, means[rows], scales[rows], components=components, generator=generator)
+        except UserError as error:
+            raise UserError(f"label {label!r}: {error}") from error
+    return LabelledPrior(priors)
