@@ -43,6 +43,19 @@ def test_extreme_logits_stay_finite_and_exact():
     torch.testing.assert_close(got, torch.tensor([-500.0, 0.0, -1000.0]))
 
 
+def test_a_graph_walked_twice_gives_both_gradients():
+    torch.manual_seed(0)
+    layer = SoftmaxOutput(6, 50).double()
+    hidden, targets = torch.randn(9, 6, dtype=torch.float64), torch.randint(0, 50, (9,))
+    log_p = layer(hidden, targets)
+    log_p.sum().backward(retain_graph=True)
+    once = layer.weight.grad.clone()
+    (2 * log_p).sum().backward(retain_graph=True)
+    torch.testing.assert_close(layer.weight.grad, 3 * once)
+    (again,) = torch.autograd.grad(log_p.mean(), [layer.weight])
+    torch.testing.assert_close(again, once / 9)
+
+
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("shift", [-500.0, -60.0, 60.0, 500.0])
 def test_logits_beyond_the_range_of_powers_change_neither_value_nor_gradient(shift, smoothing):
