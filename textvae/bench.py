@@ -105,11 +105,11 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
         f"{first['sentences']:,} sentences, {first['rounds']} rounds by turns, {first['threads']} thread(s); "
         "sentences a second: median (lowest to highest), ratio to plain PyTorch",
         "",
-        f"{'':<14}{'encode':<34}{'decode, greedy':<34}{'BLEU':>7}{'PPL':>10}",
+        f"{'':<14}{'encode':<38}{'decode, greedy':<38}{'BLEU':>7}{'PPL':>10}",
     ]
     for row in rows:
         cells = [
-            f"{row[what]:>8,.0f} ({row[f'{what}_lowest']:,.0f} to {row[f'{what}_highest']:,.0f})".ljust(26)
+            f"{row[what]:>8,.0f} ({row[f'{what}_lowest']:,.0f} to {row[f'{what}_highest']:,.0f})".ljust(30)
             + f"{row[f'{what}_ratio']:.2f}x".ljust(8)
             for what in ("encode", "decode")
         ]

@@ -74,9 +74,11 @@ class Whole(nn.Module):
         super().__init__()
         self.encoder, self.start, self.step = Encoder(model), Start(model), Step(model)
 
-    def forward(self, tokens: Tensor, lengths: Tensor, z: Tensor, word: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
-        """Returns what `Encoder`, `Start` and `Step` return, one after the other."""
-        return (*self.encoder(tokens, lengths), *self.start(z), *self.step(word, z, *state))
+    def forward(
+        self, tokens: Tensor, lengths: Tensor, first: Tensor, z: Tensor, word: Tensor, *state: Tensor
+    ) -> tuple[Tensor, ...]:
+        """Returns what `Encoder`, `Start` (of first) and `Step` return, one after the other."""
+        return (*self.encoder(tokens, lengths), *self.start(first), *self.step(word, z, *state))
 
 
 def _only(model: SequenceVAE, *parts: str) -> SequenceVAE:

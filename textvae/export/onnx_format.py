@@ -38,23 +38,27 @@ def traced(model: SequenceVAE, tokenizer: Tokenizer) -> dict[str, Any]:
         UserError: a model that cannot be traced.
     """
     require()
-    model = graphs.for_onnx(model)
     z = torch.zeros(ROWS, model.latent_dim)
-    tokens = torch.full((ROWS + 1, WORDS + 1), tokenizer.eos_id)  # other rows than z: nothing ties the two together
+    # Each part has other rows than the next: nothing ties their numbers together, and they come apart again.
+    tokens = torch.full((ROWS + 1, WORDS + 1), tokenizer.eos_id)
     lengths = torch.full((ROWS + 1,), WORDS)
+    with torch.no_grad():
+        # What a distribution computes once and keeps must be numbers by now: within a trace it would have no value.
+        graphs.Encoder(graphs.separate(model))(tokens, lengths)
+    model = graphs.for_onnx(model)
     state = tuple(model.start(z))
     before, first, after = (state_names(len(state), suffix) for suffix in ("", "first", "next"))
     batch, states = {0: DYNAMIC}, tuple({1: DYNAMIC} for _ in state)
     # Traced once: most of the time goes into what torch sets up for a trace, whatever its size.
     whole = trace(
         graphs.Whole(model),
-        (tokens, lengths, z, z[:, 0].long(), *state),
-        [{**batch, 1: DYNAMIC}, batch, batch, batch, states],
-        ["tokens", "lengths", "z", "word", *before],
+        (tokens, lengths, torch.zeros(ROWS + 2, model.latent_dim), z, z[:, 0].long(), *state),
+        [{**batch, 1: DYNAMIC}, batch, batch, batch, batch, states],
+        ["tokens", "lengths", "first", "z", "word", *before],
         ["mean", "scale", *first, "logits", *after],
     )
-    start = part(whole, ["z"], first)
-    rename(start, dict(zip(first, before)))
+    start = part(whole, ["first"], first)
+    rename(start, {"first": "z", **dict(zip(first, before))})
     return {
         "encoder": part(whole, ["tokens", "lengths"], ["mean", "scale"]),
         "start": start,
@@ -70,11 +74,11 @@ def part(model: Any, inputs: Sequence[str], outputs: Sequence[str]) -> Any:
 
 
 def rename(model: Any, names: Mapping[str, str]) -> None:
-    """Gives outputs of an ONNX model other names, in place."""
+    """Gives inputs and outputs of an ONNX model other names, in place."""
     for node in model.graph.node:
         for place in (node.input, node.output):
             place[:] = [names.get(name, name) for name in place]
-    for value in model.graph.output:
+    for value in (*model.graph.input, *model.graph.output):
         value.name = names.get(value.name, value.name)
 
 

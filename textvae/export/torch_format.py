@@ -57,6 +57,9 @@ def programs(model: SequenceVAE, tokenizer: Tokenizer) -> dict[str, torch.export
     state = tuple(model.start(z))
     batch, states = {0: DYNAMIC}, tuple({1: DYNAMIC} for _ in state)
     encoder = graphs.Encoder(graphs.separate(model))
+    with torch.no_grad():
+        # What a distribution computes once and keeps must be numbers by now: within a trace it would have no value.
+        encoder(tokens, lengths)
     with register_gru_while_loop_decomposition(), register_lstm_while_loop_decomposition():
         exported = {"encoder": _export(encoder, (tokens, lengths), ({0: DYNAMIC, 1: DYNAMIC}, batch))}
     exported["start"] = _export(graphs.Start(model), (z,), (batch,))
