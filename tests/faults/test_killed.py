@@ -11,7 +11,8 @@ from conftest import sentences
 from faults import killing
 from safetensors.torch import load_file
 
-from textvae import checkpoint
+from textvae import checkpoint, recipe_file
+from textvae.training import loop
 
 # What is waited for before the random delay: the moment of the kill lies in one of these.
 STAGES = ("tokenising", "first save", "training")
@@ -131,3 +132,23 @@ def test_killed_while_it_generates_or_evaluates_a_run_stays_as_it_was(experiment
         # A prior that was fitted is whole, or is not there.
         checkpoint.load_prior(run)
     assert killing.run(cache, ["sample", str(run), "-n", "2", "--seed", "0"]) == 0
+
+
+def test_ended_between_its_last_evaluation_and_its_last_save_no_row_stands_twice(experiment, tmp_path, monkeypatch):
+    source, whole = experiment
+    run, saves = tmp_path / "run", []
+    original = loop._save
+
+    def ends_at_the_last(experiment, accelerator, position, folder):
+        saves.append(position.step)
+        if saves.count(40) == 2:  # the one after the last step is done, this comes after the last evaluation
+            raise KeyboardInterrupt
+        original(experiment, accelerator, position, folder)
+
+    monkeypatch.setattr(loop, "_save", ends_at_the_last)
+    recipe = recipe_file.load(source / "recipe.yaml")
+    with pytest.raises(KeyboardInterrupt):
+        loop.train(recipe, run, quiet=True)
+    monkeypatch.setattr(loop, "_save", original)
+    loop.train(recipe, run, resume=True, quiet=True)
+    assert_as_undisturbed(run, whole)

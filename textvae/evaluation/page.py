@@ -28,6 +28,7 @@ ESTIMATORS = {
     "word_perplexity": "a word by split(), sentence ends counted",
     "bits_per_character": "sentence ends counted as one character",
     "iw_ess": "(Σw)² / Σw², mean over sentences; of iw_samples at most",
+    "nll_refined": "nats a sequence: the ELBO's, of posteriors moved by gradient steps of their own",
     "amortisation_gap": "nats a sequence: what gradient steps on each posterior gain; a lower bound of the gap",
     "mutual_information": "nats: E log q(z|x) − E log q(z), q(z) of the whole set",
     "batch_mutual_information": "nats: as He 2019, q(z) of batches of 32; never above ln 32",

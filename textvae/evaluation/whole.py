@@ -206,13 +206,15 @@ def _annealed(part: _Part, count: int) -> dict[str, Any]:
     checked = annealing.ais_nll(vae.model, batches, generator=vae.generator(seed))
     samples = part.recipe.evaluation.iw_samples
     weighted = bounds.iw_nll(vae.model, batches, samples=samples, generator=vae.generator(seed))
-    gap = annealing.amortisation_gap(vae.model, batches, generator=vae.generator(seed))
+    draws = vae.generator(seed)
+    refined = [annealing.refine(vae.model, batch, generator=draws) for batch in batches]
     return {
         "sentences": len(checked.nll),
         "nll_ais": float(checked.nll.mean()),
         "nll_iw": float(weighted.nll.mean()),
         "acceptance": float(checked.acceptance.mean()),
-        "amortisation_gap": float(gap.mean()),
+        "nll_refined": float(torch.cat([found.nll for found in refined]).mean()),
+        "amortisation_gap": float(torch.cat([found.gap for found in refined]).mean()),
     }
 
 

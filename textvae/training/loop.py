@@ -71,7 +71,9 @@ def train(
         experiment = prepare(recipe, folder, accelerator, resume=resume, trust_code=trust_code)
         start = {"aggressive": recipe.training.aggressive is not None}
         position = _position(experiment.position or start, folder)
-        telemetry = Telemetry(folder, recipe, accelerator, experiment, position.step, quiet=quiet)
+        telemetry = Telemetry(
+            folder, recipe, accelerator, experiment, position.step, evaluated=position.evaluated, quiet=quiet
+        )
         try:
             if not position.stopped:
                 _run(experiment, recipe, accelerator, position, folder, telemetry)

@@ -35,6 +35,7 @@ class Telemetry:
         accelerator: for its processes and trackers.
         experiment: for its horizon, notes and schedules.
         step: optimiser steps done before (a resumed run).
+        evaluated: the step last evaluated before.
         quiet: print nothing but warnings.
     """
 
@@ -46,6 +47,7 @@ class Telemetry:
         experiment: Experiment,
         step: int,
         *,
+        evaluated: int = -1,
         quiet: bool = False,
     ) -> None:
         self.folder, self.recipe, self.accelerator, self.experiment = folder, recipe, accelerator, experiment
@@ -65,7 +67,7 @@ class Telemetry:
             leave=False,
         )
         if self.main:
-            self._forget_rows_after(step)
+            self._forget_rows_after(step, evaluated)
             if recipe.training.trackers:
                 accelerator.init_trackers(recipe.name)
         if not self.quiet:
@@ -204,14 +206,16 @@ class Telemetry:
             values = {f"{part}/{k}": v for k, v in row.items() if isinstance(v, (int, float)) and k != "step"}
             self.accelerator.log(values, step=row["step"])
 
-    def _forget_rows_after(self, step: int) -> None:
+    def _forget_rows_after(self, step: int, evaluated: int) -> None:
         """A resumed run does again what was done after its checkpoint; so that no row stands twice."""
         if not self.path.exists():
             return
         kept = []
         for line in self.path.read_text(encoding="utf-8").splitlines():
             try:
-                if json.loads(line)["step"] <= step:
+                row = json.loads(line)
+                # Killed after its last evaluation and before it was saved, a run evaluates the same step again.
+                if row["step"] <= (evaluated if row["part"] == "validation" else step):
                     kept.append(line)
             except (ValueError, KeyError, TypeError):
                 continue  # the line that was being written when the run was killed
