@@ -107,6 +107,7 @@ class Data(Frozen):
     max_length: Count | None = Field(default=None, description="tokens a sentence, </s> counted")
     too_long: Literal["drop", "truncate"] = Field(default="drop", description="what happens beyond max_length")
     limit: dict[Part, Count] | None = Field(default=None, description="at most so many sentences of a part")
+    tokenizer_sentences: Count | None = Field(default=None, description="of train, that teach the tokenizer (all)")
     lowercase: bool = False
     normalize: Literal["NFC", "NFKC"] | None = None
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -193,8 +195,20 @@ def _tokenizer(recipe: Recipe, corpus: corpora.Corpus, folder: Path | None, trus
     if folder is not None:
         saved = str(folder / checkpoint.TOKENIZER)
         return tokenizers.load(saved, kind=recipe.tokenizer.kind, trust_code=trust_code)
-    texts = (row["text"] for row in corpus.parts["train"])
+    texts = (row["text"] for row in _learned_from(corpus, recipe.data.tokenizer_sentences))
     return tokenizers.train(recipe.tokenizer.as_dict(), texts, trust_code=trust_code)
+
+
+def _learned_from(corpus: corpora.Corpus, at_most: int | None) -> Iterable[Any]:
+    """The rows that the tokenizer is trained on: evenly over a part that is held, the first of a stream."""
+    rows: Any = corpus.parts["train"]
+    if at_most is not None and corpus.streaming:
+        return itertools.islice(rows, at_most)
+    if at_most is not None and at_most < len(rows):
+        # Evenly: a corpus may be sorted by source.
+        rows = rows.select([place * len(rows) // at_most for place in range(at_most)])
+    chosen: Iterable[Any] = rows
+    return chosen
 
 
 def _batches(
