@@ -1,8 +1,8 @@
 """How cost grows: `python -m tests.benchmarks.growth [--axis corpus] [--picture FILE]`.
 
-Each row is a training from the shell, as users start it, in a process of its own: tokens a second of its log
-rows, seconds until the first of them, and the highest memory of its own (pages of files, which the system takes back when
-it needs them, are counted beside it). The corpora are written once, as Parquet shards, and kept while it runs.
+Each row is a training from the shell, as users start it, in a process of its own: tokens a second of its log rows, seconds
+until the first of them, and the highest memory of its own (pages of files, which the system takes back when it needs
+them, stand beside it). The corpora are written once, as Parquet shards, and kept while it runs.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from tests.benchmarks.loading import ROOT
 from textvae.text import grammar
 
 SHARD = 1_000_000  # sentences a file
-STEPS, LOG_EVERY = 300, 50
+STEPS, LOG_EVERY = 100, 20
 ROWS = 50_000  # sentences a row group
 BATCH_TOKENS = 4_000  # of the axis `length`: so that each step has as much to do
 AXES = ("corpus", "stream", "vocabulary", "length", "processes")
@@ -71,7 +71,7 @@ def main() -> None:
     rows = []
     with tempfile.TemporaryDirectory(prefix="textvae-growth-") as kept:
         if not options.json:
-            print(f"{'axis':<12}{'value':>12}{'tokens/s':>10}{'spread':>8}{'first step':>12}{'own MiB':>9}{'files':>8}")
+            print(f"{'axis':<12}{'value':>12}{'tokens/s':>10}{'spread':>8}{'first row':>12}{'own MiB':>9}{'files':>8}")
         for axis in options.axis or AXES:
             for value in VALUES[axis]:
                 if axis in ("corpus", "stream") and value > options.most:
