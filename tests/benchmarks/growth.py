@@ -1,8 +1,8 @@
 """How cost grows: `python -m tests.benchmarks.growth [--axis corpus] [--picture FILE]`.
 
-Each row is a training from the shell, as users start it, in a process of its own: tokens a second of its log rows, seconds
-until the first of them, and the highest memory of its own (pages of files, which the system takes back when it needs
-them, stand beside it). The corpora are written once, as Parquet shards, and kept while it runs.
+Each row is a training from the shell, as users start it, in a process of its own: tokens a second of its log rows,
+seconds until the first of them, and the highest memory of its own (pages of files, which the system takes back when
+it needs them, stand beside it). The corpora are written once, as Parquet shards, and kept while it runs.
 """
 
 from __future__ import annotations
