@@ -27,7 +27,7 @@ LAYERS = [
     {"api", "plots"},
     {"training", "explorer", "sklearn", "export"},
     {"bench"},
-    {"cli", "cli_parser", "cli_export", "cli_toolbox"},
+    {"cli", "cli_parser", "cli_explore", "cli_export", "cli_toolbox"},
     {"__main__"},
 ]
 LEVEL = {family: level for level, layer in enumerate(LAYERS) for family in layer}

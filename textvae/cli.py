@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from textvae import cli_export, cli_toolbox
+from textvae import cli_explore, cli_export, cli_toolbox
 from textvae.cli_parser import parser as build_parser
 from textvae.errors import UserError
 
@@ -351,5 +351,6 @@ COMMANDS: Mapping[str, Callable[[argparse.Namespace], None]] = {
     "show": _show,
     "train": _train,
     **cli_toolbox.COMMANDS,
+    **cli_explore.COMMANDS,
     **cli_export.COMMANDS,
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from textvae import cli_export, cli_toolbox
+from textvae import cli_explore, cli_export, cli_toolbox
 
 DESCRIPTION = "Variational autoencoders over text: train, sample, interpolate, and numbers that can be trusted."
 
@@ -74,6 +74,7 @@ def parser(version: str) -> argparse.ArgumentParser:
     fit.add_argument("--seed", type=int, default=0, help="of the fit (0)")
 
     cli_toolbox.add_parsers(commands, _command, _decoding)
+    cli_explore.add_parsers(commands, _command)
     cli_export.add_parsers(commands, _command)
 
     parts = _command(commands, "parts", "parts", "list what a recipe can name: kinds, options, papers")

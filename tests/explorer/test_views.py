@@ -1,0 +1,137 @@
+"""What the explorer answers is what the run itself says."""
+
+import pytest
+import torch
+from conftest import ROOT
+
+from textvae.errors import UserError
+from textvae.evaluation.latents import kl_by_dimension
+from textvae.explorer import limits, pictures
+from textvae.explorer.views import Views
+
+A, B = "the cook liked the soup .", "the dog runs ."
+BLNS = ROOT.parent / "shared" / "data" / "blns"
+
+
+@pytest.mark.parametrize("kind", ["linear", "spherical", "data"])
+def test_a_walk_begins_and_ends_with_the_sentences_given_back(views, vae, kind):
+    rows = views.walk(A, B, kind, 9)
+    assert [float(place) for place, _ in rows] == pytest.approx([i / 8 for i in range(9)], abs=0.006)
+    assert [rows[0][1], rows[-1][1]] == vae.reconstruct([A, B])
+
+
+def test_samples_are_the_runs_own_of_that_seed(views, vae):
+    found = views.sample(6, 0.7, 0.9, "sample", 3)
+    assert found == vae.sample(6, seed=3, method="sample", temperature=0.7, top_p=0.9)
+    assert found != views.sample(6, 0.7, 0.9, "sample", 4)
+
+
+def test_a_moved_dimension_is_moved_alone(views, vae):
+    before, after, rows = views.move(A, 2, 1.5)
+    z = vae.encode([A])
+    assert before == vae.decode(z, method="greedy")[0]
+    z[0, 2] = 1.5
+    assert after == vae.decode(z, method="greedy")[0]
+    assert [place for place, _ in rows] == ["-3", "-2", "-1", "+0", "+1", "+2", "+3"]
+
+
+def test_an_attribute_is_the_difference_of_the_labels_means(views, vae, texts):
+    labels = views.labels["tense"]
+    past, present = (
+        vae.encode([text for text, label in zip(texts, labels) if label == wanted]).mean(0)
+        for wanted in ("past", "present")
+    )
+    moved, rows = views.attribute(A, "tense", "past", "present", 1.5)
+    assert moved == vae.decode(vae.encode([A]) + 1.5 * (present - past), method="greedy")[0]
+    assert dict(rows)["+0"] == vae.reconstruct([A])[0]
+
+
+def test_a_place_of_the_pca_map_is_decoded_from_its_own_latent(views, vae):
+    plane = views.plane("PCA")
+    torch.testing.assert_close(plane.axes @ plane.axes.T, torch.eye(2), atol=1e-5, rtol=0)
+    # numpy's eigenvectors of the covariance span the same plane: the variances along it are its largest two.
+    largest = torch.linalg.eigvalsh(torch.cov(views.means.T))[-2:].flip(0)
+    torch.testing.assert_close(plane.points.var(0), largest, rtol=1e-3, atol=1e-6)
+    answer = views.at("PCA", 0.5, -0.25)
+    z = views.means.mean(0) + torch.tensor([0.5, -0.25]) @ plane.axes
+    assert answer.decoded == vae.decode(z[None], method="greedy")[0]
+    distances = (views.means - z).norm(dim=1).sort()
+    assert [row[0] for row in answer.neighbours] == pytest.approx(distances.values[:5].tolist(), abs=1e-5)
+    assert answer.neighbours[0][1] == views.texts[int(distances.indices[0])]
+
+
+def test_a_place_of_the_umap_map_is_its_nearest_sentence(vae, texts):
+    pytest.importorskip("umap")
+    few = Views(vae, texts[:40])
+    plane = few.plane("UMAP")
+    x, y = plane.points[7].tolist()
+    answer = few.at("UMAP", x, y)
+    assert answer.neighbours[0] == (pytest.approx(0.0, abs=1e-5), texts[7])
+    assert answer.decoded == vae.reconstruct([texts[7]])[0]
+
+
+def test_a_pixel_under_a_point_is_the_point(views):
+    points = views.plane("PCA").points
+    chart = pictures.chart(points, views.labels["tense"], "a map", (0.0, 0.0))
+    # The mark is black and stands where (0, 0) is: the darkest pixels' middle leads back to it.
+    dark = torch.as_tensor(chart.image.sum(-1) < 30).nonzero().float()
+    rows = dark[:, 0], dark[:, 1]
+    near = [chart.place(float(c), float(r)) for r, c in zip(*rows)]
+    spans = points.amax(0) - points.amin(0)
+    assert any(abs(x) < 0.01 * spans[0] and abs(y) < 0.01 * spans[1] for x, y in near)
+
+
+def test_the_kl_of_each_dimension_is_the_evaluations(views, vae, texts):
+    posterior = vae.model.encode(vae.on_device(next(vae._batches(texts))[1]))
+    expected = kl_by_dimension([posterior], vae.model.prior())
+    torch.testing.assert_close(views.activity()[0].double(), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_every_line_of_naughty_strings_gets_a_text_or_a_clear_error(views):
+    path = BLNS / "blns.txt"
+    if not path.is_file():
+        pytest.skip("the Big List of Naughty Strings is not beside the repository")
+    lines = path.read_text(encoding="utf-8").split("\n")
+    given_back = 0
+    for number, line in enumerate(lines):
+        cleaned = " ".join(line.split())
+        if not cleaned or len(cleaned) > limits.CHARACTERS:
+            with pytest.raises(UserError, match="sentence: "):
+                views.reconstruct(line)
+            continue
+        assert isinstance(views.reconstruct(line), str)
+        given_back += 1
+        if number % 40 == 0:
+            assert views.walk(cleaned, A, "linear", 3)[0][1] == views.move(line, 0, 1.0)[0]
+            assert isinstance(views.attribute(line, "tense", "past", "present", 1.0)[0], str)
+    assert given_back > 400
+
+
+@pytest.mark.parametrize(
+    ("question", "names"),
+    [
+        (lambda v: v.walk("", A), "first sentence: is empty"),
+        (lambda v: v.walk(A, "x" * 501), "last sentence: has 501 characters; 500 at most"),
+        (lambda v: v.walk(A, B, "round"), "path: got 'round'"),
+        (lambda v: v.walk(A, B, "linear", 10**6), "steps"),
+        (lambda v: v.sample(10**9), "how many"),
+        (lambda v: v.sample(1, float("nan")), "temperature"),
+        (lambda v: v.move(A, 99, 0.0), "dimension"),
+        (lambda v: v.attribute(A, "tens", "past", "present", 1.0), "Did you mean 'tense'"),
+        (lambda v: v.attribute(A, "tense", "past", "past", 1.0), "both are 'past'"),
+    ],
+)
+def test_a_mistake_is_one_sentence_that_names_the_field(views, question, names):
+    with pytest.raises(UserError) as caught:
+        question(views)
+    assert names in str(caught.value)
+
+
+def test_a_client_that_asks_too_often_waits_and_others_do_not():
+    rate = limits.Rate(answers=3, seconds=10.0)
+    for now in (0.0, 1.0, 2.0):
+        rate.take("one", now)
+    with pytest.raises(UserError, match="more than 3 answers"):
+        rate.take("one", 3.0)
+    rate.take("two", 3.0)
+    rate.take("one", 10.5)

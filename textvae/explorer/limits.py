@@ -1,0 +1,69 @@
+"""What one visitor may ask for."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+
+from textvae.errors import UserError
+
+CHARACTERS = 500  # of a text
+SENTENCES = 50  # of an answer
+ANSWERS, SECONDS = 60, 10.0  # a client may have so many answers in so many seconds
+CLIENTS = 10_000  # remembered at most
+
+
+def text(value: object, name: str) -> str:
+    """Returns the text as the model may read it: one line, not empty, not too long.
+
+    Raises:
+        UserError: names the field.
+    """
+    line = " ".join(str(value or "").replace("\0", " ").split())
+    if not line:
+        raise UserError(f"{name}: is empty; type a sentence")
+    if len(line) > CHARACTERS:
+        raise UserError(f"{name}: has {len(line):,} characters; {CHARACTERS} at most")
+    return line
+
+
+def number(value: object, name: str, least: float, most: float) -> float:
+    """Returns the number if it lies in its range, ends included.
+
+    Raises:
+        UserError: names the field, what it holds and what it may hold.
+    """
+    try:
+        found = float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        raise UserError(f"{name}: got {value!r}; a number from {least:g} to {most:g} is needed") from None
+    if not least <= found <= most:
+        raise UserError(f"{name}: got {found:g}; it must be from {least:g} to {most:g}")
+    return found
+
+
+class Rate:
+    """Counts the answers of each client; more than `answers` in `seconds` are refused."""
+
+    def __init__(self, answers: int = ANSWERS, seconds: float = SECONDS) -> None:
+        self.answers, self.seconds = answers, seconds
+        self.seen: dict[str, deque[float]] = {}
+        self.lock = threading.Lock()
+
+    def take(self, client: str, now: float | None = None) -> None:
+        """Counts one answer.
+
+        Raises:
+            UserError: the client has had too many.
+        """
+        now = time.monotonic() if now is None else now
+        with self.lock:
+            if len(self.seen) >= CLIENTS and client not in self.seen:
+                self.seen.pop(next(iter(self.seen)))
+            times = self.seen.setdefault(client, deque())
+            while times and times[0] <= now - self.seconds:
+                times.popleft()
+            if len(times) >= self.answers:
+                raise UserError(f"more than {self.answers} answers in {self.seconds:g} seconds; wait a little")
+            times.append(now)

@@ -1,0 +1,209 @@
+"""What the explorer answers, without its page: plain functions of a run, texts in and texts out."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor
+
+from textvae.api import TextVAE
+from textvae.errors import MissingExtraError, UserError, suggest
+from textvae.explorer import limits
+from textvae.generation.latent import path as latent_path
+from textvae.toolbox import Aggregate, AttributeVector, attribute_vector, path_along
+
+STEPS = 21  # places of the slider on a walk
+STRENGTHS = (-1.0, -0.5, 0.0, 0.5, 1.0, 1.5, 2.0)
+PLACES = (-3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0)  # of a dimension
+NEIGHBOURS = 5
+KINDS = ("linear", "spherical", "data")
+
+Rows = list[tuple[str, str]]
+
+
+class Plane(NamedTuple):
+    """A flat picture of the corpus: where each of its N sentences lies."""
+
+    kind: str  # PCA or UMAP
+    points: Tensor  # (N, 2)
+    mean: Tensor  # (D,) of the latents
+    axes: Tensor | None  # (2, D) orthonormal, of PCA; None where a place has no latent of its own
+
+
+class Clicked(NamedTuple):
+    """What lies at a place of a map."""
+
+    decoded: str
+    neighbours: list[tuple[float, str]]  # Euclidean distance in the latent space, text
+
+
+class Views:
+    """A run and the sentences of its map. One question is answered at a time: torch's random state is one.
+
+    Args:
+        vae: a run.
+        texts: N sentences to lay out on the map; may be empty.
+        labels: for each attribute, N labels; an empty one says that the sentence has none.
+    """
+
+    def __init__(
+        self, vae: TextVAE, texts: Sequence[str] = (), labels: Mapping[str, Sequence[str]] | None = None
+    ) -> None:
+        self.vae, self.texts = vae, list(texts)
+        self.labels = {name: list(values) for name, values in (labels or {}).items()}
+        self.lock = threading.RLock()
+        self.means, self.scales = (
+            vae.encode_distribution(self.texts)
+            if self.texts and vae.latent_dim
+            else (torch.zeros(0, vae.latent_dim),) * 2
+        )
+        self.planes: dict[str, Plane] = {}
+        self.vectors: dict[tuple[str, str, str], AttributeVector] = {}
+
+    def walk(self, first: str, last: str, kind: str = "linear", steps: int = STEPS) -> Rows:
+        """Returns place (0 to 1) and text of `steps` points between two sentences' posterior means."""
+        ends = [limits.text(first, "first sentence"), limits.text(last, "last sentence")]
+        count = int(limits.number(steps, "steps", 2, limits.SENTENCES))
+        if kind not in KINDS:
+            raise UserError(f"path: got {kind!r}{suggest(kind, KINDS)}")
+        with self.lock:
+            a, b = self.vae.encode(ends)
+            if kind == "data":
+                if len(self.texts) < 2:
+                    raise UserError("path: data keeps to the corpus, and none was given (--corpus)")
+                z = path_along(a, b, count, Aggregate(self.means, self.scales))
+            else:
+                z = latent_path(a, b, count, kind=cast(Any, kind))
+            texts = self.vae.decode(z, method="greedy")
+        return [(f"{place / (count - 1):.2f}", text) for place, text in enumerate(texts)]
+
+    def sample(
+        self, n: int = 10, temperature: float = 1.0, top_p: float = 1.0, method: str = "sample", seed: int = 0
+    ) -> list[str]:
+        """Returns n texts decoded from draws of the prior."""
+        count = int(limits.number(n, "how many", 1, limits.SENTENCES))
+        options: dict[str, Any] = {"method": method}
+        if method == "sample":
+            options["temperature"] = limits.number(temperature, "temperature", 0.05, 5.0)
+            options["top_p"] = limits.number(top_p, "nucleus (top-p)", 0.05, 1.0)
+        with self.lock:
+            return self.vae.sample(count, seed=int(limits.number(seed, "seed", 0, 2**31 - 1)), **options)
+
+    def move(self, sentence: str, dimension: int, value: float) -> tuple[str, str, Rows]:
+        """Returns the sentence given back, the same with one dimension at `value`, and over a range of values."""
+        line = limits.text(sentence, "sentence")
+        place = int(limits.number(dimension, "dimension", 0, self.vae.latent_dim - 1))
+        wanted = limits.number(value, "value", -10.0, 10.0)
+        with self.lock:
+            z = self.vae.encode([line]).repeat(2 + len(PLACES), 1)
+            z[1:, place] = torch.tensor([wanted, *PLACES])
+            before, after, *others = self.vae.decode(z, method="greedy")
+        return before, after, [(f"{at:+g}", text) for at, text in zip(PLACES, others)]
+
+    def attribute(self, sentence: str, name: str, source: str, target: str, strength: float) -> tuple[str, Rows]:
+        """Returns the sentence moved from one label towards another, and the same at several strengths."""
+        line = limits.text(sentence, "sentence")
+        factor = limits.number(strength, "strength", -5.0, 5.0)
+        with self.lock:
+            vector = self._vector(name, source, target).vector
+            z = self.vae.encode([line]) + torch.tensor([factor, *STRENGTHS])[:, None] * vector
+            moved, *others = self.vae.decode(z, method="greedy")
+        return moved, [(f"{at:+g}", text) for at, text in zip(STRENGTHS, others)]
+
+    def _vector(self, name: str, source: str, target: str) -> AttributeVector:
+        if name not in self.labels:
+            raise UserError(f"attribute: got {name!r}{suggest(name, self.labels)}")
+        if source == target:
+            raise UserError(f"from and to: both are {source!r}; take two labels")
+        key = (name, source, target)
+        if key not in self.vectors:
+            kept = [(text, label) for text, label in zip(self.texts, self.labels[name]) if label]
+            texts, labels = [text for text, _ in kept], [label for _, label in kept]
+            self.vectors[key] = attribute_vector(self.vae, texts, labels, target=target, source=source)
+        return self.vectors[key]
+
+    def plane(self, kind: str = "PCA") -> Plane:
+        """Returns the map of the corpus; made once.
+
+        Raises:
+            UserError: fewer than 3 sentences.
+            MissingExtraError: UMAP without umap-learn.
+        """
+        if len(self.texts) < 3:
+            raise UserError("map: needs 3 sentences or more (--corpus)")
+        with self.lock:
+            if kind not in self.planes:
+                self.planes[kind] = {"PCA": _pca, "UMAP": _umap}[kind](self.means)
+            return self.planes[kind]
+
+    def at(self, kind: str, x: float, y: float) -> Clicked:
+        """Returns what lies at a place of the map.
+
+        On PCA the place's own latent is decoded, mean + (x, y) axes; on UMAP, which has no way back, that of the
+        nearest sentence.
+        """
+        plane = self.plane(kind)
+        place = torch.tensor([x, y], dtype=torch.float32)
+        with self.lock:
+            if plane.axes is not None:
+                z = plane.mean + place @ plane.axes
+            else:
+                z = self.means[(plane.points - place).norm(dim=1).argmin()]
+            distances = (self.means - z).norm(dim=1)
+            nearest = distances.argsort()[:NEIGHBOURS].tolist()
+            (text,) = self.vae.decode(z[None], method="greedy")
+        return Clicked(text, [(float(distances[row]), self.texts[row]) for row in nearest])
+
+    def activity(self) -> tuple[Tensor, Tensor]:
+        """Returns each dimension's KL to N(0, 1), nats a sentence, and the variance of its mean, (D,) each.
+
+        The KL is of diagonal Gaussians against N(0, I), whatever the prior: what the encoder says of a sentence.
+        """
+        if len(self.texts) < 2:
+            raise UserError("latents: needs 2 sentences or more (--corpus)")
+        variance = self.scales.square().clamp_min(1e-12)
+        kl = 0.5 * (self.means.square() + variance - 1 - variance.log())
+        return kl.mean(0), self.means.var(0)
+
+    def reconstruct(self, sentence: str) -> str:
+        """Returns the sentence given back from its posterior mean."""
+        with self.lock:
+            return self.vae.reconstruct([limits.text(sentence, "sentence")])[0]
+
+
+def _pca(z: Tensor) -> Plane:
+    mean = z.mean(0)
+    _, _, axes = torch.linalg.svd(z - mean, full_matrices=False)
+    if len(axes) < 2:
+        axes = torch.cat([axes, torch.zeros_like(axes)])
+    axes = axes[:2]
+    # A sign for each axis, so that the same latents give the same picture.
+    axes = axes * torch.where(axes.gather(1, axes.abs().argmax(1, keepdim=True)) < 0, -1.0, 1.0)
+    return Plane("PCA", (z - mean) @ axes.T, mean, axes)
+
+
+def _umap(z: Tensor) -> Plane:
+    try:
+        import umap
+    except ImportError as error:
+        raise MissingExtraError("umap-learn", "explorer", "for a UMAP map") from error
+    found = umap.UMAP(n_neighbors=min(15, len(z) - 1), random_state=0, n_jobs=1, init="random").fit_transform(z.numpy())
+    return Plane("UMAP", torch.as_tensor(found, dtype=torch.float32), z.mean(0), None)
+
+
+def grammar_labels(texts: Sequence[str]) -> dict[str, list[str]]:
+    """Returns the attributes that the built-in grammar knows of its own sentences; "" where it cannot make one."""
+    from textvae.text import grammar
+
+    rows: list[dict[str, str]] = []
+    for text in texts:
+        try:
+            rows.append({name: str(value) for name, value in grammar.attributes(text).items()})
+        except UserError:
+            rows.append({})
+    names = dict.fromkeys(name for row in rows for name in row)
+    found = {name: [row.get(name, "") for row in rows] for name in names}
+    return {name: labels for name, labels in found.items() if len(set(labels) - {""}) > 1}
