@@ -80,7 +80,7 @@ def test_every_control_answers_what_the_run_says(page, vae, views):
     page.locator("#walk-last textarea").fill(B)
     page.locator("#walk-go").click()
     whole = [text for _, text in views.walk(A, B)]
-    wait_for(page, "walk-here", whole[10])
+    wait_for(page, "walk-here", whole[5])
     assert page.locator("#walk-path").inner_text().count(whole[0]) >= 1
     slide(page, "walk-place", 1)
     wait_for(page, "walk-here", vae.reconstruct([B])[0])
@@ -96,10 +96,12 @@ def test_every_control_answers_what_the_run_says(page, vae, views):
     page.locator("#sample-seed input").fill("5")
     page.locator("#sample-go").click()
     expected = vae.sample(4, seed=5, method="sample", temperature=0.7, top_p=0.9)
-    page.locator("#sample-texts").get_by_text(expected[-1], exact=True).first.wait_for()
+    page.locator("#sample-texts").get_by_text(expected[-1], exact=True).locator("visible=true").first.wait_for()
     page.locator("#sample-method").get_by_label("greedy").check()
     page.locator("#sample-go").click()
-    page.locator("#sample-texts").get_by_text(vae.sample(4, seed=5, method="greedy")[0], exact=True).first.wait_for()
+    page.locator("#sample-texts").get_by_text(vae.sample(4, seed=5, method="greedy")[0], exact=True).locator(
+        "visible=true"
+    ).first.wait_for()
     shot(page, "sample")
 
     tab(page, "Dimensions")
@@ -131,9 +133,13 @@ def test_every_control_answers_what_the_run_says(page, vae, views):
     page.locator("#both-last textarea").fill(B)
     page.locator("#both-walk").click()
     for side in ("both-left", "both-right"):  # the same run twice: the same texts
-        page.locator(f"#{side}").get_by_text(vae.reconstruct([B])[0], exact=True).first.wait_for()
+        page.locator(f"#{side}").get_by_text(vae.reconstruct([B])[0], exact=True).locator(
+            "visible=true"
+        ).first.wait_for()
     page.locator("#both-sample").click()
-    page.locator("#both-left").get_by_text(vae.sample(1, seed=0, method="sample")[0], exact=True).first.wait_for()
+    page.locator("#both-left").get_by_text(vae.sample(1, seed=0, method="sample")[0], exact=True).locator(
+        "visible=true"
+    ).first.wait_for()
     shot(page, "side-by-side")
     assert {url.split("/")[2].split(":")[0] for url in page.asked if url.startswith("http")} == {"127.0.0.1"}
 

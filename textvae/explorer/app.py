@@ -96,14 +96,17 @@ def _cells(rows: Rows) -> list[list[str]]:
 def _walk(gr: Any, views: Views, guard: _Guard, first: str, last: str) -> None:
     kinds = [kind for kind in KINDS if kind != "data" or len(views.texts) > 1]
     with gr.Tab("Walk", elem_id="tab-walk"):
-        gr.Markdown("Between two sentences: the slider's place, and the whole path below.")
+        gr.Markdown("Between two sentences: the slider's place, and the whole path.")
         with gr.Row():
-            a = gr.Textbox(first, label="First sentence", max_length=limits.CHARACTERS, elem_id="walk-first")
-            b = gr.Textbox(last, label="Last sentence", max_length=limits.CHARACTERS, elem_id="walk-last")
-        kind = gr.Radio(kinds, value="linear", label="Path", elem_id="walk-kind")
-        place = gr.Slider(0, 1, value=0.5, step=1 / (STEPS - 1), label="Place on the path", elem_id="walk-place")
-        here = gr.Textbox(label="Sentence at this place", interactive=False, elem_id="walk-here")
-        whole = _table(gr, "place", "walk-path")
+            with gr.Column(scale=1):
+                a = gr.Textbox(first, label="First sentence", max_length=limits.CHARACTERS, elem_id="walk-first")
+                b = gr.Textbox(last, label="Last sentence", max_length=limits.CHARACTERS, elem_id="walk-last")
+                kind = gr.Radio(kinds, value="linear", label="Path", elem_id="walk-kind")
+                button = gr.Button("Walk", variant="primary", elem_id="walk-go")
+                place = gr.Slider(0, 1, value=0.5, step=1 / (STEPS - 1), label="Place", elem_id="walk-place")
+                here = gr.Textbox(label="Sentence at this place", interactive=False, elem_id="walk-here")
+            with gr.Column(scale=1):
+                whole = _table(gr, "place", "walk-path")
         kept = gr.State([])
 
         def walked(a: str, b: str, kind: str, place: float) -> Any:
@@ -112,7 +115,6 @@ def _walk(gr: Any, views: Views, guard: _Guard, first: str, last: str) -> None:
 
         inputs, outputs = [a, b, kind, place], [kept, whole, here]
         answer = guard(walked)
-        button = gr.Button("Walk", variant="primary", elem_id="walk-go")
         gr.on([button.click, a.submit, b.submit, kind.change], answer, inputs, outputs, api_visibility="private")
         place.change(lambda rows, at: _nearest(rows, at), [kept, place], here, api_visibility="private")
 
@@ -199,7 +201,9 @@ def _map(gr: Any, views: Views, guard: _Guard) -> None:
             kind = gr.Radio(["PCA", "UMAP"], value="PCA", label="Map", elem_id="map-kind")
             colour = gr.Dropdown(["none", *views.labels], value="none", label="Colour", elem_id="map-colour")
         with gr.Row():
-            image = gr.Image(interactive=False, show_label=False, elem_id="map-image", format="png", scale=3)
+            image = gr.Image(
+                interactive=False, show_label=False, elem_id="map-image", format="png", scale=3, buttons=[]
+            )
             with gr.Column(scale=2):
                 text = gr.Textbox(label="Decoded", interactive=False, elem_id="map-decoded")
                 found = _table(gr, "distance", "map-neighbours")
@@ -232,7 +236,7 @@ def _map(gr: Any, views: Views, guard: _Guard) -> None:
 def _latents(gr: Any, views: Views, guard: _Guard) -> None:
     with gr.Tab("Latents", elem_id="tab-latents") as tab:
         said = gr.Markdown(elem_id="latents-said")
-        image = gr.Image(interactive=False, show_label=False, elem_id="latents-image", format="png")
+        image = gr.Image(interactive=False, show_label=False, elem_id="latents-image", format="png", buttons=[])
 
         def shown() -> Any:
             kl, variance = views.activity()

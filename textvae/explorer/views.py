@@ -15,7 +15,7 @@ from textvae.explorer import limits
 from textvae.generation.latent import path as latent_path
 from textvae.toolbox import Aggregate, AttributeVector, attribute_vector, path_along
 
-STEPS = 21  # places of the slider on a walk
+STEPS = 11  # places of the slider on a walk
 STRENGTHS = (-1.0, -0.5, 0.0, 0.5, 1.0, 1.5, 2.0)
 PLACES = (-3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0)  # of a dimension
 NEIGHBOURS = 5
