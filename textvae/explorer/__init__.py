@@ -76,7 +76,7 @@ def launch(
         prevent_thread_lock=True,
         footer_links=[],
         max_file_size=1,
-        theme=gradio.themes.Base(font=["system-ui", "sans-serif"], font_mono=["monospace"]),
+        theme=gradio.themes.Base(font=["system-ui", "sans-serif"], font_mono=["system-ui", "sans-serif"]),
     )
     say(f"the explorer is at http://{host}:{number} (end it with Ctrl-C)")
     if wait:
