@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from textvae import build, checkpoint, recipe_file
+from textvae import build, checkpoint, recipe_file, toolbox
 from textvae.errors import CheckpointError, UserError, suggest
 from textvae.evaluation import bounds
 from textvae.evaluation import language as language_models
@@ -202,14 +202,17 @@ class TextVAE(HubMixin):
         b: str,
         steps: int = 7,
         *,
-        path: Literal["linear", "spherical"] = "linear",
+        path: Literal["linear", "spherical", "data"] = "linear",
         seed: int | None = None,
         **options: Any,
     ) -> list[str]:
         """Returns `steps` texts decoded along the path between two sentences' means, both ends included.
 
-        Greedily unless `method` says otherwise; the ends are reconstructions of the sentences.
+        Greedily unless `method` says otherwise; the ends are reconstructions of the sentences. The path `data` keeps
+        to the training part's latents; `toolbox.interpolate` takes other sentences for it.
         """
+        if path == "data":
+            return toolbox.interpolate(self, a, b, steps, seed=seed, **options)
         ends = self.encode([a, b])
         z = latent_path(ends[0], ends[1], steps, kind=path)
         return self.decode(z, seed=seed, **{"method": "greedy", **options})

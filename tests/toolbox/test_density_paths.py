@@ -157,3 +157,8 @@ def test_what_cannot_be_is_refused(vae):
     ):
         with pytest.raises(UserError, match=message):
             call()
+
+
+def test_a_run_walks_along_its_own_data(vae):
+    ends = "the cook liked the soup .", "the dog runs ."
+    assert vae.interpolate(*ends, 5, path="data") == interpolate(vae, *ends, 5)
