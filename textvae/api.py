@@ -60,7 +60,7 @@ def load(run: str | Path, *, device: str | torch.device = "cpu", trust_code: boo
     vae.folder = folder
     found = checkpoint.load_prior(folder)
     if found is not None:
-        vae.fitted_prior = fitted.restore(*found)
+        vae.fitted_prior = fitted.restore(*found, vae.latent_dim, str(folder / checkpoint.FITTED_PRIOR))
     return vae
 
 

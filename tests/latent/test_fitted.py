@@ -94,7 +94,7 @@ def test_a_fitted_prior_is_rebuilt_from_its_tensors_and_repeats_from_its_seed(ki
         prior = fit(kind, means, scales, components=3, generator=generator(3))
     assert torch.equal(before, torch.random.get_rng_state())
     again = fit(kind, means, scales, components=3, generator=generator(3))
-    rebuilt = restore(kind, prior.state_dict())
+    rebuilt = restore(kind, prior.state_dict(), prior().event_shape[0])
     z = prior().sample(torch.Size([6]))
     assert (z.shape, z.dtype) == ((6, 4), torch.float32)
     assert (z - 5).abs().max() < 1
@@ -125,4 +125,4 @@ def test_what_cannot_be_fitted_is_refused(kind, means, match):
     with pytest.raises(UserError, match=match):
         fit(kind, means)
     with pytest.raises(UserError, match="no fitted prior"):
-        restore("spline", {})
+        restore("spline", {}, 2)

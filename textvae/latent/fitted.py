@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, MultivariateNormal
 
-from textvae.errors import UserError, suggest
+from textvae.errors import CheckpointError, MissingExtraError, UserError, suggest
 from textvae.latent.flows import FlowPrior
 from textvae.latent.priors import MixturePrior
 from textvae.registry import Registry
@@ -93,18 +93,33 @@ def fit(
     return prior.to(means.device).requires_grad_(False).eval()
 
 
-def restore(kind: str, state: Mapping[str, Tensor]) -> nn.Module:
+def restore(kind: str, state: Mapping[str, Tensor], latent_dim: int, where: str = "fitted prior") -> nn.Module:
     """Returns the prior that `fit` made, from its kind and its state_dict().
 
+    Args:
+        kind: gaussian, mixture or flow.
+        state: of that kind.
+        latent_dim: D of the run that it was fitted to.
+        where: names its file in errors.
+
     Raises:
-        UserError: an unknown kind.
+        CheckpointError: an unknown kind, or a state that is not of such a prior or of another D.
     """
-    _check_kind(kind)
-    dimensions = state[{"gaussian": "loc", "mixture": "start", "flow": "shift"}[kind]].shape[-1]
-    options = {"components": len(state["logits"])} if kind == "mixture" else {}
-    with torch.random.fork_rng(devices=[]):  # what it draws is overwritten
-        prior: nn.Module = FITTED.build({"kind": kind, **options}, dimensions)
-    prior.load_state_dict(dict(state))
+    try:
+        _check_kind(kind)
+        dimensions = state[{"gaussian": "loc", "mixture": "start", "flow": "shift"}[kind]].shape[-1]
+        if dimensions != latent_dim:
+            raise UserError(f"it has {dimensions} dimensions, and the run {latent_dim}")
+        options = {"components": len(state["logits"])} if kind == "mixture" else {}
+        with torch.random.fork_rng(devices=[]):  # what it draws is overwritten
+            prior: nn.Module = FITTED.build({"kind": kind, **options}, dimensions)
+        prior.load_state_dict(dict(state))
+    except MissingExtraError:
+        raise
+    except (UserError, KeyError, IndexError, TypeError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{where}: holds no fitted prior of this run ({error}); fit-prior makes it anew"
+        ) from error
     return prior.requires_grad_(False).eval()
 
 

@@ -104,13 +104,19 @@ def prepare(recipe: Recipe, folder: Path, accelerator: Accelerator, *, resume: b
     wrapped, optimizer = accelerator.prepare(model, optimizer)
     objective.to(accelerator.device)
     critics = optimizers(list(objective.critics.values()))
-    if state:
-        optimizer.load_state_dict(state["optimizer"])
-        objective.load_state_dict(state["objective"])
-        for (_, critic_optimizer), saved in zip(critics, state["critics"]):
-            critic_optimizer.load_state_dict(saved)
-        if accelerator.scaler is not None:
-            accelerator.scaler.load_state_dict(state["scaler"])
+    try:
+        if state:
+            optimizer.load_state_dict(state["optimizer"])
+            objective.load_state_dict(state["objective"])
+            for (_, critic_optimizer), saved in zip(critics, state["critics"], strict=True):
+                critic_optimizer.load_state_dict(saved)
+            if accelerator.scaler is not None:
+                accelerator.scaler.load_state_dict(state["scaler"])
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{latest}/{checkpoint.STATE}: is not of this training ({error!r}); "
+            f"take {latest} away to go on from the checkpoint before"
+        ) from error
     return Experiment(
         model=wrapped,
         unwrapped=accelerator.unwrap_model(wrapped),
