@@ -78,3 +78,30 @@ def values(corpus_files: dict[str, str]) -> dict:
         },
         "evaluation": {"iw_samples": 10},
     }
+
+
+def train_on_grammar(folder: Path, steps: int = 500) -> Path:
+    """A small run on the built-in corpus that uses its latents; returns its folder."""
+    from textvae.recipe import Recipe
+    from textvae.training import train
+
+    values = {
+        "data": {"grammar": {"seed": 0, "train": 4000, "validation": 100, "test": 200}},
+        "model": {
+            "latent_dim": 8,
+            "embedding_dim": 32,
+            "encoder": {"cell": "gru", "hidden_dim": 48, "bidirectional": True},
+            "decoder": {"cell": "gru", "hidden_dim": 64},
+        },
+        "objective": {"kl": {"kind": "kl", "weight": 0.2}, "bag": {"kind": "bag_of_words", "weight": 1.0}},
+        "training": {
+            "batch_size": 32,
+            "max_steps": steps,
+            "evaluate_every": steps,
+            "optimizer": {"kind": "adamw", "lr": 0.01},
+            "threads": 1,
+        },
+        "evaluation": {"iw_samples": 2},
+        "generation": {"max_length": 25},
+    }
+    return train(Recipe.model_validate(values), folder, quiet=True)

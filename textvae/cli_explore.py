@@ -31,8 +31,11 @@ def _explore(options: argparse.Namespace) -> None:
     from textvae.errors import UserError
     from textvae.evaluation import labelled
     from textvae.explorer import launch
+    from textvae.explorer.views import spread
 
     _at_most("--sentences", options.sentences, MOST)
+    if options.sentences < 1:
+        raise UserError(f"--sentences: got {options.sentences}; it must be 1 or more")
     if options.port is not None and not 1 <= options.port <= 65535:
         raise UserError(f"--port: got {options.port}; it must be from 1 to 65535")
     if options.corpus and options.labelled:
@@ -44,10 +47,10 @@ def _explore(options: argparse.Namespace) -> None:
     texts: list[str] | None = None
     if options.labelled:
         found = labelled.load(options.labelled)
-        texts = list(found.texts)[: options.sentences]
-        labels = {"label": [str(label) for label in found.labels][: options.sentences]}
+        texts = spread(found.texts, options.sentences)
+        labels = {"label": [str(label) for label in spread(found.labels, options.sentences)]}
     elif options.corpus:
-        texts = _lines(options.corpus)[: options.sentences]
+        texts = spread([line for line in _lines(options.corpus) if line.strip()], options.sentences)
     launch(
         vae,
         other=other,

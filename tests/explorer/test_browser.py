@@ -1,13 +1,15 @@
 """The page in a real browser: each control is used, and what stands there is what the run says."""
 
+import json
 import os
 import shutil
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 import pytest
-import torch
 
-from textvae.explorer import launch
+from textvae.explorer import launch, pictures
 from textvae.explorer.views import grammar_labels
 
 pytest.importorskip("gradio")
@@ -36,15 +38,16 @@ def page(served):
     path = browser_path()
     if path is None:
         pytest.skip("no Chromium on this machine")
+    asked = []
     with playwright.sync_playwright() as started:
         browser = started.chromium.launch(executable_path=path, args=["--no-sandbox"])
         opened = browser.new_page(viewport={"width": 1280, "height": 800})
         opened.set_default_timeout(20_000)
-        opened.asked = []
-        opened.on("request", lambda request: opened.asked.append(request.url))
+        opened.on("request", lambda request: asked.append(request.url))
         opened.goto(served)
         yield opened
         browser.close()
+    assert {url.split("/")[2].split(":")[0] for url in asked if url.startswith("http")} == {"127.0.0.1"}
 
 
 def tab(page, name):
@@ -74,6 +77,15 @@ def slide(page, name, value):
     field.blur()
 
 
+def visible(page, name, text):
+    page.locator(f"#{name}").get_by_text(text, exact=True).locator("visible=true").first.wait_for()
+
+
+def choose(page, name, value):
+    page.locator(f"#{name} input").click()
+    page.get_by_role("option", name=value, exact=True).last.click()  # one that closes may still be there
+
+
 def test_every_control_answers_what_the_run_says(page, vae, views):
     page.locator("#walk-first textarea").fill(A)
     page.locator("#walk-last textarea").fill(B)
@@ -83,9 +95,16 @@ def test_every_control_answers_what_the_run_says(page, vae, views):
     assert page.locator("#walk-path").inner_text().count(whole[0]) >= 1
     slide(page, "walk-place", 1)
     wait_for(page, "walk-here", vae.reconstruct([B])[0])
-    page.locator("#walk-kind").get_by_label("spherical").check()
     slide(page, "walk-place", 0)
     wait_for(page, "walk-here", vae.reconstruct([A])[0])
+    for kind in ("spherical", "data"):
+        page.locator("#walk-kind").get_by_label(kind).check()
+        for _, text in views.walk(A, B, kind):
+            visible(page, "walk-path", text)
+    page.locator("#walk-steps input[type=number]").fill("3")
+    page.locator("#walk-go").click()
+    page.wait_for_function("document.querySelectorAll('#walk-path tbody tr').length <= 4")
+    visible(page, "walk-path", views.walk(A, B, "data", 3)[1][1])
     shot(page, "walk")
 
     tab(page, "Sample")
@@ -95,7 +114,11 @@ def test_every_control_answers_what_the_run_says(page, vae, views):
     page.locator("#sample-seed input").fill("5")
     page.locator("#sample-go").click()
     expected = vae.sample(4, seed=5, method="sample", temperature=0.7, top_p=0.9)
-    page.locator("#sample-texts").get_by_text(expected[-1], exact=True).locator("visible=true").first.wait_for()
+    visible(page, "sample-texts", expected[-1])
+    page.locator("#sample-method").get_by_label("beam").check()
+    page.locator("#sample-go").click()
+    visible(page, "sample-texts", vae.sample(4, seed=5, method="beam")[0])
+    assert page.locator("#sample-temperature input[type=number]").is_disabled()
     page.locator("#sample-method").get_by_label("greedy").check()
     page.locator("#sample-go").click()
     page.locator("#sample-texts").get_by_text(vae.sample(4, seed=5, method="greedy")[0], exact=True).locator(
@@ -115,15 +138,19 @@ def test_every_control_answers_what_the_run_says(page, vae, views):
 
     tab(page, "Attributes")
     page.locator("#attribute-text textarea").fill(A)
+    choose(page, "attribute-name", "tense")
+    page.wait_for_function("document.querySelector('#attribute-from input').value === 'future'")  # the new labels
+    choose(page, "attribute-from", "past")
+    choose(page, "attribute-to", "future")
     slide(page, "attribute-strength", 1.5)
     page.locator("#attribute-go").click()
-    name = next(iter(views.labels))
-    source, target = sorted(set(views.labels[name]) - {""})[:2]
-    wait_for(page, "attribute-moved", views.attribute(A, name, source, target, 1.5)[0])
+    moved, rows = views.attribute(A, "tense", "past", "future", 1.5)
+    wait_for(page, "attribute-moved", moved)
+    visible(page, "attribute-range", rows[-1][1])
     shot(page, "attributes")
 
     tab(page, "Latents")
-    page.locator("#latents-said").get_by_text(f"KL {float(views.activity()[0].sum()):.2f} nats").wait_for()
+    page.locator("#latents-said").get_by_text(f"KL {float(views.activity[0].sum()):.2f} nats").wait_for()
     page.locator("#latents-image img").wait_for()
     shot(page, "latents")
 
@@ -136,28 +163,35 @@ def test_every_control_answers_what_the_run_says(page, vae, views):
             "visible=true"
         ).first.wait_for()
     page.locator("#both-sample").click()
-    page.locator("#both-left").get_by_text(vae.sample(1, seed=0, method="sample")[0], exact=True).locator(
+    page.locator("#both-left").get_by_text(vae.sample(10, seed=0, method="sample")[-1], exact=True).locator(
         "visible=true"
     ).first.wait_for()
     shot(page, "side-by-side")
-    assert {url.split("/")[2].split(":")[0] for url in page.asked if url.startswith("http")} == {"127.0.0.1"}
 
 
-def test_a_click_on_the_map_decodes_the_place_and_shows_its_neighbours(page, views):
+@pytest.mark.parametrize("kind", ["PCA", "UMAP"])
+def test_a_click_on_the_map_decodes_the_place_and_shows_its_neighbours(page, views, kind):
     tab(page, "Map")
     image = page.locator("#map-image img")
     image.wait_for()
-    page.wait_for_timeout(500)
+    before = image.get_attribute("src")
+    page.locator("#map-kind").get_by_label(kind).check()
+    choose(page, "map-colour", "tense")
+    page.wait_for_function("src => document.querySelector('#map-image img')?.src !== src", arg=before, timeout=60_000)
+    page.wait_for_timeout(1000)
     box = image.bounding_box()
-    image.click(position={"x": box["width"] * 0.5, "y": box["height"] * 0.5})
+    x, y = box["width"] * 0.45, box["height"] * 0.55
+    image.click(position={"x": x, "y": y})
     page.wait_for_function("document.querySelector('#map-decoded textarea')?.value !== ''")
-    plane = views.plane("PCA")
-    z = plane.mean + plane.points @ plane.axes
-    # The middle of the picture lies within the cloud: its nearest sentence is near.
+    chart = pictures.chart(views.plane(kind).points, views.labels["tense"], f"{kind} of the posterior means")
+    column, row = x * chart.image.shape[1] / box["width"], y * chart.image.shape[0] / box["height"]
+    # A browser rounds to whole pixels.
+    near = [views.at(kind, *chart.place(column + i, row + j)) for i in (-1, 0, 1) for j in (-1, 0, 1)]
+    decoded = says(page, "map-decoded")
+    assert decoded in {answer.decoded for answer in near}
     shown = page.locator("#map-neighbours").inner_text()
-    assert any(text in shown for text in views.texts)
-    assert torch.isfinite(z).all()
-    shot(page, "map")
+    assert any(all(text in shown for _, text in answer.neighbours) for answer in near if answer.decoded == decoded)
+    shot(page, f"map-{kind}")
 
 
 def test_a_mistake_and_a_script_stand_in_the_page_as_text(page, views):
@@ -174,12 +208,22 @@ def test_a_mistake_and_a_script_stand_in_the_page_as_text(page, views):
     assert page.locator("img[src=x]").count() == 0
 
 
-def test_no_file_of_the_machine_can_be_read_and_no_interface_is_listed(served, tmp_path):
-    import urllib.error
-    import urllib.request
-
+def test_no_file_of_the_machine_can_be_read_nothing_uploaded_and_no_interface_is_listed(served, tmp_path):
     secret = tmp_path / "secret.txt"
     secret.write_text("a secret")
-    for path in (f"gradio_api/file={secret}", "gradio_api/file=/etc/passwd", "file=/etc/passwd"):
+    here = Path.cwd() / "pyproject.toml"
+    for path in (secret, "/etc/passwd", here, "../pyproject.toml"):
         with pytest.raises(urllib.error.HTTPError):
-            urllib.request.urlopen(f"{served}{path}", timeout=10)
+            urllib.request.urlopen(f"{served}gradio_api/file={path}", timeout=10)
+    body = (
+        b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.txt"\r\n\r\n' + b"a" * 99 + b"\r\n--x--\r\n"
+    )
+    upload = urllib.request.Request(
+        f"{served}gradio_api/upload", body, {"Content-Type": "multipart/form-data; boundary=x"}
+    )
+    with pytest.raises(urllib.error.HTTPError):
+        urllib.request.urlopen(upload, timeout=10)
+    with urllib.request.urlopen(f"{served}gradio_api/info", timeout=10) as answer:
+        listed = json.load(answer)
+    assert not listed["named_endpoints"]
+    assert not listed["unnamed_endpoints"]

@@ -1,13 +1,17 @@
 """What the explorer answers is what the run itself says."""
 
+import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, sentences
+from torch.distributions import Normal, kl_divergence
 
+import textvae
 from textvae.errors import UserError
-from textvae.evaluation.latents import kl_by_dimension
 from textvae.explorer import limits, pictures
-from textvae.explorer.views import Views
+from textvae.explorer.views import KINDS, Views, spread
+from textvae.recipe import Recipe
+from textvae.training import train
 
 A, B = "the cook liked the soup .", "the dog runs ."
 BLNS = ROOT.parent / "shared" / "data" / "blns"
@@ -70,21 +74,63 @@ def test_a_place_of_the_umap_map_is_its_nearest_sentence(vae, texts):
     assert answer.decoded == vae.reconstruct([texts[7]])[0]
 
 
-def test_a_pixel_under_a_point_is_the_point(views):
+def test_the_pixels_of_a_mark_lead_back_to_its_place_and_a_mark_moves_nothing(views):
     points = views.plane("PCA").points
-    chart = pictures.chart(points, views.labels["tense"], "a map", (0.0, 0.0))
-    # The mark is black and stands where (0, 0) is: the darkest pixels' middle leads back to it.
-    dark = torch.as_tensor(chart.image.sum(-1) < 30).nonzero().float()
-    rows = dark[:, 0], dark[:, 1]
-    near = [chart.place(float(c), float(r)) for r, c in zip(*rows)]
-    spans = points.amax(0) - points.amin(0)
-    assert any(abs(x) < 0.01 * spans[0] and abs(y) < 0.01 * spans[1] for x, y in near)
+    far = (float(points[:, 0].max()), float(points[:, 1].min()))
+    bare = pictures.chart(points, views.labels["tense"], "a map")
+    for mark in ((0.0, 0.0), far, (100.0, 100.0)):
+        marked = pictures.chart(points, views.labels["tense"], "a map", mark)
+        assert (marked.limits, marked.to_data.tolist()) == (bare.limits, bare.to_data.tolist())
+        rows, columns = np.nonzero((marked.image != bare.image).any(-1))
+        if mark == (100.0, 100.0):
+            assert not len(rows)
+            continue
+        x, y = bare.place((columns.min() + columns.max() + 1) / 2, (rows.min() + rows.max() + 1) / 2)
+        pixel = (bare.limits[1] - bare.limits[0]) / 600
+        assert (x, y) == (pytest.approx(mark[0], abs=2 * pixel), pytest.approx(mark[1], abs=2 * pixel))
+    with pytest.raises(UserError, match="within the axes"):
+        bare.place(2, 2)
 
 
-def test_the_kl_of_each_dimension_is_the_evaluations(views, vae, texts):
-    posterior = vae.model.encode(vae.on_device(next(vae._batches(texts))[1]))
-    expected = kl_by_dimension([posterior], vae.model.prior())
-    torch.testing.assert_close(views.activity()[0].double(), expected, rtol=1e-4, atol=1e-5)
+def test_the_kl_of_each_dimension_is_the_closed_form_s_mean(views, vae):
+    kl, variance = views.activity
+    means, scales = vae.encode_distribution(views.texts)
+    expected = kl_divergence(Normal(means.double(), scales.double()), Normal(0.0, 1.0)).mean(0)
+    torch.testing.assert_close(kl.double(), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(variance, means.var(0))
+
+
+@pytest.mark.parametrize(
+    "posterior", [{"kind": "point"}, {"kind": "von_mises_fisher", "kappa": 20.0}], ids=lambda options: options["kind"]
+)
+def test_a_posterior_without_a_kl_by_dimension_has_none_shown_and_answers_everything_else(values, tmp_path, posterior):
+    values["model"]["posterior"] = posterior
+    values["objective"] = {"mmd": {"kind": "mmd", "weight": 1.0}}
+    if posterior["kind"] == "von_mises_fisher":
+        values["model"]["prior"] = {"kind": "uniform_sphere"}
+        values["objective"] = {"kl": {"kind": "kl", "weight": 1.0}}
+    values["training"] |= {"max_steps": 2}
+    vae = textvae.load(train(Recipe.model_validate(values), tmp_path / "run", quiet=True))
+    lines = sentences(30)
+    few = Views(vae, lines, {"noun": [line.split()[1] for line in lines]})
+    kl, variance = few.activity
+    assert kl is None
+    assert variance.shape == (4,)
+    labels = sorted(set(few.labels["noun"]))
+    for kind in KINDS:
+        assert len(few.walk(lines[0], lines[1], kind, 3)) == 3
+    assert isinstance(few.move(lines[0], 1, 0.5)[1], str)
+    assert isinstance(few.attribute(lines[0], "noun", labels[0], labels[1], 1.0)[0], str)
+    assert isinstance(few.at("PCA", 0.0, 0.0).decoded, str)
+    assert len(few.sample(2)) == 2
+
+
+def test_an_attribute_of_one_label_is_left_out_and_a_sorted_file_keeps_all_its_labels(vae, texts):
+    few = Views(vae, texts[:4], {"one": ["a"] * 4, "none": [""] * 4, "two": ["a", "", "b", "b"]})
+    assert list(few.labels) == ["two"]
+    assert set(spread(["a"] * 5000 + ["b"] * 10, 2000)) == {"a", "b"}
+    assert spread(range(10), 5) == [0, 2, 4, 6, 8]
+    assert spread(range(3), 5) == [0, 1, 2]
 
 
 def test_every_line_of_naughty_strings_gets_a_text_or_a_clear_error(views):
@@ -116,7 +162,12 @@ def test_every_line_of_naughty_strings_gets_a_text_or_a_clear_error(views):
         (lambda v: v.walk(A, B, "linear", 10**6), "steps"),
         (lambda v: v.sample(10**9), "how many"),
         (lambda v: v.sample(1, float("nan")), "temperature"),
+        (lambda v: v.sample(None), "how many: got None; a number from 1 to 50 is needed"),
+        (lambda v: v.sample(1, seed=None), "seed: got None"),
         (lambda v: v.move(A, 99, 0.0), "dimension"),
+        (lambda v: v.move(A, None, 0.0), "dimension: got None"),
+        (lambda v: Views(v.vae).plane(), "map: needs 3 sentences"),
+        (lambda v: Views(v.vae).activity, "latents: needs 2 sentences"),
         (lambda v: v.attribute(A, "tens", "past", "present", 1.0), "Did you mean 'tense'"),
         (lambda v: v.attribute(A, "tense", "past", "past", 1.0), "both are 'past'"),
     ],

@@ -1,43 +1,17 @@
 """A small run on the built-in corpus, for all tests of the toolbox."""
 
 import pytest
+from conftest import train_on_grammar
 
 import textvae
-from textvae.recipe import Recipe
 from textvae.text import grammar
-from textvae.training import train
 
 SENTENCES = 4000
-
-VALUES = {
-    "data": {"grammar": {"seed": 0, "train": SENTENCES, "validation": 100, "test": 200}},
-    "model": {
-        "latent_dim": 8,
-        "embedding_dim": 32,
-        "encoder": {"cell": "gru", "hidden_dim": 48, "bidirectional": True},
-        "decoder": {"cell": "gru", "hidden_dim": 64},
-    },
-    "objective": {
-        "kl": {"kind": "kl", "weight": 0.2},
-        "bag": {"kind": "bag_of_words", "weight": 1.0},
-    },
-    "training": {
-        "batch_size": 32,
-        "max_steps": 500,
-        "evaluate_every": 500,
-        "optimizer": {"kind": "adamw", "lr": 0.01},
-        "threads": 1,
-    },
-    "evaluation": {"iw_samples": 2},
-    "generation": {"max_length": 25},
-}
 
 
 @pytest.fixture(scope="session")
 def run(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("toolbox") / "run"
-    train(Recipe.model_validate(VALUES), folder, quiet=True)
-    return folder
+    return train_on_grammar(tmp_path_factory.mktemp("toolbox") / "run")
 
 
 @pytest.fixture(scope="session")

@@ -55,30 +55,21 @@ def launch(
     """
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
     try:
-        import gradio
-    except ImportError as error:
+        from textvae.explorer.app import page
+    except ModuleNotFoundError as error:
         raise MissingExtraError("gradio", "explorer", "for the explorer") from error
-    from textvae.explorer.app import page
 
     chosen = list(texts) if texts is not None else _corpus(vae, sentences, say)
     if labels is None and vae.recipe.data.grammar is not None:
         labels = grammar_labels(chosen)
     views = Views(vae, chosen, labels)
-    blocks = page(views, Views(other, chosen) if other is not None else None, title=_title(vae, other))
+    if labels and not views.labels and vae.latent_dim:
+        say("no attributes: there is one label alone")
+    blocks = page(views, Views(other) if other is not None else None, names=_names(vae, other))
     blocks.queue(max_size=WAITING, default_concurrency_limit=1)
-    number = _free_port(host, port)
-    blocks.launch(
-        server_name=host,
-        server_port=number,
-        share=False,
-        quiet=True,
-        inbrowser=browser,
-        prevent_thread_lock=True,
-        footer_links=[],
-        max_file_size=1,
-        theme=gradio.themes.Base(font=["system-ui", "sans-serif"], font_mono=["system-ui", "sans-serif"]),
-    )
-    say(f"the explorer is at http://{host}:{number} (end it with Ctrl-C)")
+    number = _serve(blocks, host, port, browser)
+    address = f"[{host}]" if ":" in host else host
+    say(f"the explorer is at http://{address}:{number} (end it with Ctrl-C)")
     if wait:
         with contextlib.suppress(KeyboardInterrupt):
             threading.Event().wait()
@@ -98,20 +89,38 @@ def _corpus(vae: TextVAE, at_most: int, say: Callable[[str], None]) -> list[str]
     return []
 
 
-def _title(vae: TextVAE, other: TextVAE | None) -> str:
-    names = [one.recipe.name for one in (vae, other) if one is not None]
-    return "textvae: " + " beside ".join(names)
+def _names(vae: TextVAE, other: TextVAE | None) -> tuple[str, str]:
+    """The runs' names, or their folders' where they share one."""
+    names = [one.recipe.name if one is not None else "" for one in (vae, other)]
+    if names[0] == names[1]:
+        folders = [str(one.folder) for one in (vae, other) if one is not None and one.folder is not None]
+        names = folders if len(folders) == 2 else [f"{names[0]} (1)", f"{names[1]} (2)"]
+    return names[0], names[1]
 
 
-def _free_port(host: str, port: int | None) -> int:
+def _serve(blocks: Any, host: str, port: int | None, browser: bool) -> int:
+    """Serves the page at the first port that can be had, and returns it."""
+    from gradio.themes import Base
+
+    font = ["system-ui", "sans-serif"]  # the machine's own: nothing is fetched
     for number in [port] if port is not None else range(FIRST_PORT, FIRST_PORT + PORTS):
-        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as tried:
-            tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                tried.bind((host, number))
-                return number
-            except OSError as error:
-                reason = error
+        try:
+            with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as tried:
+                tried.bind((host, number))  # gradio tries the loopback alone
+            blocks.launch(
+                server_name=host,
+                server_port=number,
+                share=False,
+                quiet=True,
+                inbrowser=browser,
+                prevent_thread_lock=True,
+                footer_links=[],
+                max_file_size=1,
+                theme=Base(font=font, font_mono=font),
+            )
+            return number
+        except OSError as error:
+            reason = error
     what = f"--port: {port}" if port is not None else f"ports {FIRST_PORT} to {FIRST_PORT + PORTS - 1}"
     raise UserError(
         f"{what} on {host} cannot be had ({reason.strerror or reason}); name another with --port and --host"

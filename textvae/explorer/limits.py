@@ -15,7 +15,11 @@ CLIENTS = 10_000  # remembered at most
 
 
 def text(value: object, name: str) -> str:
-    """Returns the text as the model may read it: one line, not empty, not too long.
+    """Returns the text as the model may read it: one line, not empty, at most `CHARACTERS` long.
+
+    Args:
+        value: of a field.
+        name: of the field.
 
     Raises:
         UserError: names the field.
@@ -29,7 +33,13 @@ def text(value: object, name: str) -> str:
 
 
 def number(value: object, name: str, least: float, most: float) -> float:
-    """Returns the number if it lies in its range, ends included.
+    """Returns the number if it lies in its range, ends included. A field that was cleared holds None.
+
+    Args:
+        value: of a field.
+        name: of the field.
+        least: the smallest that is allowed.
+        most: the largest.
 
     Raises:
         UserError: names the field, what it holds and what it may hold.
@@ -44,7 +54,12 @@ def number(value: object, name: str, least: float, most: float) -> float:
 
 
 class Rate:
-    """Counts the answers of each client; more than `answers` in `seconds` are refused."""
+    """Counts the answers of each client; more than `answers` in `seconds` are refused.
+
+    Args:
+        answers: allowed to one client.
+        seconds: the span they are counted over.
+    """
 
     def __init__(self, answers: int = ANSWERS, seconds: float = SECONDS) -> None:
         self.answers, self.seconds = answers, seconds
@@ -53,6 +68,10 @@ class Rate:
 
     def take(self, client: str, now: float | None = None) -> None:
         """Counts one answer.
+
+        Args:
+            client: whose.
+            now: in seconds of any clock that only rises; the monotonic one where absent.
 
         Raises:
             UserError: the client has had too many.

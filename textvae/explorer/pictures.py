@@ -9,6 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from textvae.errors import UserError
+
 SIZE, DPI = (7.0, 5.0), 100  # inches, pixels an inch
 COLOURS = 10  # labels that get a colour of their own
 
@@ -18,10 +20,18 @@ class Chart(NamedTuple):
 
     image: NDArray[np.uint8]  # (H, W, 3)
     to_data: NDArray[np.float64]  # (3, 3): pixel (column, row from the top, 1) to (x, y, 1)
+    limits: tuple[float, float, float, float]  # least x, most x, least y, most y
 
     def place(self, column: float, row: float) -> tuple[float, float]:
-        """Returns the data's (x, y) under a pixel."""
+        """Returns the data's (x, y) under a pixel.
+
+        Raises:
+            UserError: the pixel lies outside the axes.
+        """
         x, y, _ = self.to_data @ np.array([column, row, 1.0])
+        left, right, low, high = self.limits
+        if not (left <= x <= right and low <= y <= high):
+            raise UserError("map: click within the axes")
         return float(x), float(y)
 
 
@@ -48,21 +58,27 @@ def chart(points: Tensor, labels: Sequence[str] | None, title: str, mark: tuple[
                 shown = "other" if label is None else label[:24].replace("$", r"\$")
                 axes.scatter(places[rows, 0], places[rows, 1], s=9, alpha=0.7, linewidths=0, label=shown, **colour)
         axes.legend(fontsize=8, markerscale=2, framealpha=0.9)
+    axes.set(xlim=axes.get_xlim(), ylim=axes.get_ylim())  # a mark moves nothing
     if mark is not None:
         axes.plot(*mark, marker="+", markersize=16, markeredgewidth=2.5, color="black")
     axes.set_title(title, fontsize=10)
     return _drawn(figure, axes)
 
 
-def bars(kl: Tensor, variance: Tensor, active: float) -> NDArray[np.uint8]:
-    """Draws each dimension's KL in nats, the largest first; those whose mean does not vary stay pale."""
+def bars(heights: Tensor, active: Sequence[bool], label: str) -> NDArray[np.uint8]:
+    """Draws a number of each dimension, the largest first.
+
+    Args:
+        heights: (D,).
+        active: D; the others stay pale.
+        label: what the heights are, with their unit.
+    """
     figure, axes = _figure()
-    order = kl.argsort(descending=True).tolist()
-    colours = ["#1f77b4" if variance[i] > active else "#cccccc" for i in order]
-    axes.bar(range(len(order)), kl[order].numpy(), color=colours)
+    order = heights.argsort(descending=True).tolist()
+    axes.bar(range(len(order)), heights[order].numpy(), color=["#1f77b4" if active[i] else "#cccccc" for i in order])
     axes.set_xticks(range(len(order)), [str(i) for i in order], fontsize=8 if len(order) <= 40 else 5)
     axes.set_xlabel("dimension")
-    axes.set_ylabel("KL to N(0, 1), nats a sentence")
+    axes.set_ylabel(label)
     return _drawn(figure, axes).image
 
 
@@ -83,4 +99,5 @@ def _drawn(figure: Any, axes: Any) -> Chart:
     image = np.asarray(canvas.buffer_rgba())[..., :3].copy()
     # matplotlib counts rows from below, a browser from above.
     flip = np.array([[1.0, 0.0, 0.0], [0.0, -1.0, float(len(image))], [0.0, 0.0, 1.0]])
-    return Chart(image, np.asarray(axes.transData.inverted().get_matrix()) @ flip)
+    to_data = np.asarray(axes.transData.inverted().get_matrix()) @ flip
+    return Chart(image, to_data, (*axes.get_xlim(), *axes.get_ylim()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, cast
@@ -11,14 +12,17 @@ from torch import Tensor
 
 from textvae.api import TextVAE
 from textvae.errors import MissingExtraError, UserError, suggest
+from textvae.evaluation.latents import kl_by_dimension
 from textvae.explorer import limits
 from textvae.generation.latent import path as latent_path
+from textvae.text.batching import ListStore, evaluation_batches
 from textvae.toolbox import Aggregate, AttributeVector, attribute_vector, path_along
 
 STEPS = 11  # places of the slider on a walk
 STRENGTHS = (-1.0, -0.5, 0.0, 0.5, 1.0, 1.5, 2.0)
 PLACES = (-3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0)  # of a dimension
 NEIGHBOURS = 5
+KEPT_TO = 1000  # sentences that a walk along the data keeps to: its time grows with their square
 KINDS = ("linear", "spherical", "data")
 
 Rows = list[tuple[str, str]]
@@ -41,73 +45,110 @@ class Clicked(NamedTuple):
 
 
 class Views:
-    """A run and the sentences of its map. One question is answered at a time: torch's random state is one.
+    """A run and the sentences of its map. The model answers one question at a time: torch's random state is one.
 
     Args:
         vae: a run.
         texts: N sentences to lay out on the map; may be empty.
-        labels: for each attribute, N labels; an empty one says that the sentence has none.
+        labels: for each attribute, N labels; an empty one says that the sentence has none. An attribute of fewer than
+            two labels has nowhere to lead and is left out.
     """
 
     def __init__(
         self, vae: TextVAE, texts: Sequence[str] = (), labels: Mapping[str, Sequence[str]] | None = None
     ) -> None:
-        self.vae, self.texts = vae, list(texts)
-        self.labels = {name: list(values) for name, values in (labels or {}).items()}
-        self.lock = threading.RLock()
-        self.means, self.scales = (
-            vae.encode_distribution(self.texts)
-            if self.texts and vae.latent_dim
-            else (torch.zeros(0, vae.latent_dim),) * 2
-        )
+        self.vae, self.texts = vae, list(texts) if vae.latent_dim else []
+        known = {name: list(values) for name, values in (labels or {}).items()} if self.texts else {}
+        self.labels = {name: values for name, values in known.items() if len(set(values) - {""}) > 1}
+        self.model_lock, self.map_lock = threading.RLock(), threading.Lock()
+        nothing = torch.zeros(0, vae.latent_dim)
+        self.means, self.scales = vae.encode_distribution(self.texts) if self.texts else (nothing, nothing)
         self.planes: dict[str, Plane] = {}
         self.vectors: dict[tuple[str, str, str], AttributeVector] = {}
 
-    def walk(self, first: str, last: str, kind: str = "linear", steps: int = STEPS) -> Rows:
-        """Returns place (0 to 1) and text of `steps` points between two sentences' posterior means."""
+    @functools.cached_property
+    def aggregate(self) -> Aggregate:
+        """Where the map's sentences lie, for walks along them."""
+        rows = spread(range(len(self.means)), KEPT_TO)
+        return Aggregate(self.means[rows], self.scales[rows])
+
+    def walk(self, first: str, last: str, kind: str = "linear", steps: float = STEPS) -> Rows:
+        """Returns place (0 to 1) and text of points between two sentences' posterior means, decoded greedily.
+
+        Args:
+            first: a sentence.
+            last: another.
+            kind: linear, spherical or data, which keeps to where the map's sentences lie.
+            steps: how many points, both ends included.
+
+        Raises:
+            UserError: names the field that cannot be used; so do all answers.
+        """
         ends = [limits.text(first, "first sentence"), limits.text(last, "last sentence")]
         count = int(limits.number(steps, "steps", 2, limits.SENTENCES))
         if kind not in KINDS:
             raise UserError(f"path: got {kind!r}{suggest(kind, KINDS)}")
-        with self.lock:
+        with self.model_lock:
             a, b = self.vae.encode(ends)
             if kind == "data":
                 if len(self.texts) < 2:
                     raise UserError("path: data keeps to the corpus, and none was given (--corpus)")
-                z = path_along(a, b, count, Aggregate(self.means, self.scales))
+                z = path_along(a, b, count, self.aggregate)
             else:
                 z = latent_path(a, b, count, kind=cast(Any, kind))
             texts = self.vae.decode(z, method="greedy")
         return [(f"{place / (count - 1):.2f}", text) for place, text in enumerate(texts)]
 
     def sample(
-        self, n: int = 10, temperature: float = 1.0, top_p: float = 1.0, method: str = "sample", seed: int = 0
+        self, n: float = 10, temperature: float = 1.0, top_p: float = 1.0, method: str = "sample", seed: float = 0
     ) -> list[str]:
-        """Returns n texts decoded from draws of the prior."""
+        """Returns n texts decoded from draws of the prior.
+
+        Args:
+            n: how many.
+            temperature: of method `sample`; greedy and beam have none.
+            top_p: likewise.
+            method: sample, greedy or beam.
+            seed: the same draws for the same seed.
+        """
         count = int(limits.number(n, "how many", 1, limits.SENTENCES))
         options: dict[str, Any] = {"method": method}
         if method == "sample":
             options["temperature"] = limits.number(temperature, "temperature", 0.05, 5.0)
             options["top_p"] = limits.number(top_p, "nucleus (top-p)", 0.05, 1.0)
-        with self.lock:
+        with self.model_lock:
             return self.vae.sample(count, seed=int(limits.number(seed, "seed", 0, 2**31 - 1)), **options)
 
-    def move(self, sentence: str, dimension: int, value: float) -> tuple[str, str, Rows]:
-        """Returns the sentence given back, the same with one dimension at `value`, and over a range of values."""
+    def move(self, sentence: str, dimension: float, value: float) -> tuple[str, str, Rows]:
+        """Returns the sentence given back, the same with one dimension at `value`, and over a range of values.
+
+        Args:
+            sentence: whose posterior mean (D,) is moved.
+            dimension: 0 to D - 1.
+            value: in latent units, the standard deviations of a prior N(0, I).
+        """
         line = limits.text(sentence, "sentence")
         place = int(limits.number(dimension, "dimension", 0, self.vae.latent_dim - 1))
         wanted = limits.number(value, "value", -10.0, 10.0)
-        with self.lock:
+        with self.model_lock:
             z = self.vae.encode([line]).repeat(2 + len(PLACES), 1)
             z[1:, place] = torch.tensor([wanted, *PLACES])
             before, after, *others = self.vae.decode(z, method="greedy")
         return before, after, [(f"{at:+g}", text) for at, text in zip(PLACES, others)]
 
     def attribute(self, sentence: str, name: str, source: str, target: str, strength: float) -> tuple[str, Rows]:
-        """Returns the sentence moved from one label towards another, and the same at several strengths."""
+        """Returns the sentence moved from one label towards another, and the same at several strengths.
+
+        Args:
+            sentence: whose posterior mean is moved.
+            name: of the attribute.
+            source: the label that the way leads from.
+            target: the label that it leads to.
+            strength: in differences of the labels' mean latents (`toolbox.attribute_vector`).
+        """
         line = limits.text(sentence, "sentence")
         factor = limits.number(strength, "strength", -5.0, 5.0)
-        with self.lock:
+        with self.model_lock:
             vector = self._vector(name, source, target).vector
             z = self.vae.encode([line]) + torch.tensor([factor, *STRENGTHS])[:, None] * vector
             moved, *others = self.vae.decode(z, method="greedy")
@@ -126,7 +167,10 @@ class Views:
         return self.vectors[key]
 
     def plane(self, kind: str = "PCA") -> Plane:
-        """Returns the map of the corpus; made once.
+        """Returns the map of the corpus, made once from the posterior means (N, D).
+
+        Args:
+            kind: PCA, or UMAP (McInnes 2018, arXiv 1802.03426).
 
         Raises:
             UserError: fewer than 3 sentences.
@@ -134,7 +178,8 @@ class Views:
         """
         if len(self.texts) < 3:
             raise UserError("map: needs 3 sentences or more (--corpus)")
-        with self.lock:
+        # Not the model's lock: the first UMAP of thousands takes seconds, and others may ask the model meanwhile.
+        with self.map_lock:
             if kind not in self.planes:
                 self.planes[kind] = {"PCA": _pca, "UMAP": _umap}[kind](self.means)
             return self.planes[kind]
@@ -144,10 +189,15 @@ class Views:
 
         On PCA the place's own latent is decoded, mean + (x, y) axes; on UMAP, which has no way back, that of the
         nearest sentence.
+
+        Args:
+            kind: PCA or UMAP.
+            x: across, in the map's units.
+            y: up.
         """
         plane = self.plane(kind)
         place = torch.tensor([x, y], dtype=torch.float32)
-        with self.lock:
+        with self.model_lock:
             if plane.axes is not None:
                 z = plane.mean + place @ plane.axes
             else:
@@ -157,20 +207,27 @@ class Views:
             (text,) = self.vae.decode(z[None], method="greedy")
         return Clicked(text, [(float(distances[row]), self.texts[row]) for row in nearest])
 
-    def activity(self) -> tuple[Tensor, Tensor]:
-        """Returns each dimension's KL to N(0, 1), nats a sentence, and the variance of its mean, (D,) each.
+    @functools.cached_property
+    def activity(self) -> tuple[Tensor | None, Tensor]:
+        """Each dimension's KL to the prior, nats a sentence, and the variance of its posterior mean, (D,) each.
 
-        The KL is of diagonal Gaussians against N(0, I), whatever the prior: what the encoder says of a sentence.
+        The KL is of diagonal Gaussians under a prior of independent dimensions; None for anything else.
         """
         if len(self.texts) < 2:
             raise UserError("latents: needs 2 sentences or more (--corpus)")
-        variance = self.scales.square().clamp_min(1e-12)
-        kl = 0.5 * (self.means.square() + variance - 1 - variance.log())
-        return kl.mean(0), self.means.var(0)
+        store = ListStore(self.vae.tokenizer.encode(self.texts))
+        with self.model_lock, torch.inference_mode():
+            posteriors = [
+                self.vae.model.encode(self.vae.on_device(batch))
+                for _, batch in evaluation_batches(store, self.vae.tokenizer.pad_id)
+            ]
+            prior = self.vae.model.prior
+            kl = kl_by_dimension(posteriors, prior()) if prior is not None else None
+        return (None if kl is None else kl.float()), self.means.var(0)
 
     def reconstruct(self, sentence: str) -> str:
         """Returns the sentence given back from its posterior mean."""
-        with self.lock:
+        with self.model_lock:
             return self.vae.reconstruct([limits.text(sentence, "sentence")])[0]
 
 
@@ -205,5 +262,10 @@ def grammar_labels(texts: Sequence[str]) -> dict[str, list[str]]:
         except UserError:
             rows.append({})
     names = dict.fromkeys(name for row in rows for name in row)
-    found = {name: [row.get(name, "") for row in rows] for name in names}
-    return {name: labels for name, labels in found.items() if len(set(labels) - {""}) > 1}
+    return {name: [row.get(name, "") for row in rows] for name in names}
+
+
+def spread(values: Sequence[Any], at_most: int) -> list[Any]:
+    """Returns `at_most` of the values, evenly from first to last: a file may be sorted by label."""
+    count = min(at_most, len(values))
+    return [values[place * len(values) // count] for place in range(count)]
