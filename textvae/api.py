@@ -203,19 +203,20 @@ class TextVAE(HubMixin):
         steps: int = 7,
         *,
         path: Literal["linear", "spherical", "data"] = "linear",
+        corpus: Sequence[str] | None = None,
         seed: int | None = None,
         **options: Any,
     ) -> list[str]:
         """Returns `steps` texts decoded along the path between two sentences' means, both ends included.
 
-        Greedily unless `method` says otherwise; the ends are reconstructions of the sentences. The path `data` keeps
-        to the training part's latents; `toolbox.interpolate` takes other sentences for it.
+        Greedily unless `method` says otherwise. The path `data` keeps to the latents of `corpus` (the training part).
         """
         if path == "data":
-            return toolbox.interpolate(self, a, b, steps, seed=seed, **options)
-        ends = self.encode([a, b])
-        z = latent_path(ends[0], ends[1], steps, kind=path)
-        return self.decode(z, seed=seed, **{"method": "greedy", **options})
+            return toolbox.interpolate(self, a, b, steps, corpus=corpus, seed=seed, **options)
+        if corpus is not None:
+            raise UserError(f"corpus: says nothing on the path {path!r}; it is for path='data'")
+        z = self.encode([a, b])
+        return self.decode(latent_path(z[0], z[1], steps, kind=path), seed=seed, **{"method": "greedy", **options})
 
     def score(self, texts: Sequence[str], *, iw_samples: int | None = None, seed: int = 0) -> list[dict[str, float]]:
         """Returns each text's figures, in nats a sequence.

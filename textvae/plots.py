@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,8 @@ def curves(folder: Path) -> Path:
     _line(axes[0], validation, "nll_elbo", "validation −ELBO", marker="o")
     _line(axes[0], validation, "reconstruction", "validation reconstruction", marker="o")
     axes[0].set(xlabel="step", ylabel="nats a sequence", title="Loss")
-    axes[0].legend()
+    axes[0].set_ylim(bottom=min(0.0, axes[0].get_ylim()[0]))
+    _legend_below(axes[0])
     if latent:
         _latent_axes(axes[1], axes[2], train, validation)
     for axis in axes:
@@ -47,17 +49,29 @@ def _latent_axes(middle: Any, right: Any, train: list[dict[str, Any]], validatio
     names = [key for key in (train or validation)[-1] if key.endswith("_weight") and key != "reconstruction_weight"]
     if names:
         beside = middle.twinx()
-        for name in names:
-            _line(beside, train or validation, name, name.replace("_", " "), linestyle="--", color="gray")
-        beside.set_ylabel("weight")
+        for name, style in zip(names, itertools.cycle(("--", ":", "-.", (0, (6, 1, 1, 1, 1, 1))))):
+            _line(beside, train or validation, name, name.replace("_", " "), linestyle=style, color="gray")
+        beside.set_ylabel("weight (right scale)")
         beside.set_ylim(bottom=0)
-        handles = [h for axis in (middle, beside) for h in axis.get_legend_handles_labels()[0]]
-        middle.legend(handles=handles)
+        _legend_below(middle, beside)
     else:
-        middle.legend()
+        _legend_below(middle)
+    middle.set_ylim(bottom=min(0.0, middle.get_ylim()[0]))
     _line(right, validation, "active_units", "active units", marker="o")
     right.set(xlabel="step", ylabel="dimensions", title="Active units")
     right.set_ylim(bottom=0)
+    right.yaxis.get_major_locator().set_params(integer=True)
+    _legend_below(right)
+
+
+def _legend_below(*axes: Any) -> None:
+    """One legend under the first axis for the lines of all, where it hides none of them."""
+    handles = [handle for axis in axes for handle in axis.get_legend_handles_labels()[0]]
+    if handles:
+        columns = 3 if len(handles) == 3 else 2
+        axes[0].legend(
+            handles=handles, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=columns, frameon=False, fontsize=9
+        )
 
 
 def _line(axis: Any, rows: list[dict[str, Any]], key: str, label: str, **style: Any) -> None:

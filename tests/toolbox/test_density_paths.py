@@ -141,6 +141,18 @@ def test_interpolation_along_the_data_starts_and_ends_at_the_reconstructions(vae
     assert interpolate(vae, a, b, 5, path="spherical") == vae.interpolate(a, b, 5, path="spherical")
 
 
+def test_a_run_in_the_hand_walks_along_a_corpus_as_the_toolbox_does_and_along_the_training_part_without_one(
+    vae, corpus, unseen
+):
+    a, b = unseen[:2]
+    asked = {"path": "data", "corpus": corpus[:300]}
+    assert vae.interpolate(a, b, 5, **asked) == interpolate(vae, a, b, 5, corpus=corpus[:300])
+    training = vae.corpus_texts("train", density_paths.CORPUS)
+    assert vae.interpolate(a, b, 5, path="data") == vae.interpolate(a, b, 5, path="data", corpus=training)
+    with pytest.raises(UserError, match="nothing on the path 'linear'"):
+        vae.interpolate(a, b, corpus=corpus[:300])
+
+
 def test_what_cannot_be_is_refused(vae):
     aggregate = Aggregate(normal(20, 3))
     a, b = normal(2, 3)
@@ -157,8 +169,3 @@ def test_what_cannot_be_is_refused(vae):
     ):
         with pytest.raises(UserError, match=message):
             call()
-
-
-def test_a_run_walks_along_its_own_data(vae):
-    ends = "the cook liked the soup .", "the dog runs ."
-    assert vae.interpolate(*ends, 5, path="data") == interpolate(vae, *ends, 5)
