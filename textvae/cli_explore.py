@@ -19,6 +19,7 @@ def add_parsers(commands: Any, command: Callable[..., argparse.ArgumentParser]) 
     explore.add_argument("other", nargs="?", metavar="OTHER", help="a second run, to be held beside the first")
     explore.add_argument("--corpus", metavar="FILE", help="lines of text for the map (the run's test part)")
     explore.add_argument("--labelled", metavar="FILE", help="texts with labels: the map's colours, and attributes")
+    explore.add_argument("--columns", nargs=2, metavar=("TEXT", "LABEL"), help="of the labelled file (text label)")
     explore.add_argument("--sentences", type=int, default=2000, metavar="N", help="on the map at most (2000)")
     explore.add_argument("--host", default="127.0.0.1", help="whom to listen to (127.0.0.1: this machine alone)")
     explore.add_argument("--port", type=int, help="(7860, or the next that is free)")
@@ -43,10 +44,12 @@ def _explore(options: argparse.Namespace) -> None:
     settings = {"device": options.device, "trust_code": options.trust_code}
     vae = load(options.run, **settings)
     other = load(options.other, **settings) if options.other else None
+    if options.columns and not options.labelled:
+        raise UserError("--columns: are of a labelled file (--labelled), and there is none")
     labels: dict[str, list[str]] | None = None
     texts: list[str] | None = None
     if options.labelled:
-        found = labelled.load(options.labelled)
+        found = labelled.load(options.labelled, tuple(options.columns or labelled.PROBE_COLUMNS))
         texts = spread(found.texts, options.sentences)
         labels = {"label": [str(label) for label in spread(found.labels, options.sentences)]}
     elif options.corpus:
