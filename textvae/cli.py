@@ -12,7 +12,7 @@ from typing import Any
 
 from textvae import cli_explore, cli_export, cli_toolbox
 from textvae.cli_parser import parser as build_parser
-from textvae.errors import UserError
+from textvae.errors import Interrupted, UserError
 
 MOST = 10**8  # samples, steps: beyond that a number is a slip of the finger
 OUT_OF_MEMORY = (
@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     except UserError as error:
         print(f"textvae: {error}", file=sys.stderr)
-        return 130 if type(error).__name__ == "Interrupted" else 2
+        return 130 if isinstance(error, Interrupted) else 2
     except BrokenPipeError:
         # The reader left (`| head`); python would complain once more when it closes standard output.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -28,7 +28,7 @@ def gather_rows(rows: Tensor) -> Tensor:
 
 
 def mean_over_processes(value: Tensor) -> Tensor:
-    """Returns the mean of a detached scalar over the processes, the same on each."""
+    """Returns the mean of a detached tensor over the processes, the same on each; each gives one of the same shape."""
     if world_size() == 1:
         return value
     summed = value.detach().clone()

@@ -40,6 +40,10 @@ class TrainingError(UserError):
     """A training that cannot start or go on (numbers that are not finite, a folder in use)."""
 
 
+class Interrupted(TrainingError):
+    """The training was told to stop, and has saved itself."""
+
+
 class MissingExtraError(UserError, ImportError):
     """An optional library that is not installed.
 

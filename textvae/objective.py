@@ -158,12 +158,18 @@ class Objective(nn.Module):
                 value = divergence(output.posterior, output.prior, output.z)  # (B,) or ()
             schedule = self.schedules[name]
             # Only controllers hold state, and only they read the value: for the others no process waits.
-            measured = mean_over_processes(value.detach().mean()) if isinstance(schedule, nn.Module) else None
+            measured = _mean_of_rows(value.detach(), share) if isinstance(schedule, nn.Module) else None
             weights[name] = schedule(step, measured)
             terms[name] = value.mean()
             if weights[name] != 0.0:
                 total = total + weights[name] * (share * terms[name] if value.dim() else terms[name])
         return Losses(total, {name: term.detach() for name, term in terms.items()}, weights)
+
+
+def _mean_of_rows(value: Tensor, share: float) -> Tensor:
+    """The mean over all processes' rows: with an odd batch one process has a row more, and its share says so."""
+    both = mean_over_processes(torch.stack([share * value.mean(), value.new_tensor(share)]))
+    return both[0] / both[1]
 
 
 # A name, not a class, where a module of its own holds it.

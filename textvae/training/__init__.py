@@ -1,5 +1,6 @@
 """Training: one loop for every recipe."""
 
-from textvae.training.loop import Interrupted, train
+from textvae.errors import Interrupted
+from textvae.training.loop import train
 
 __all__ = ["Interrupted", "train"]

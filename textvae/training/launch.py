@@ -5,15 +5,18 @@ On GPUs that is `accelerate launch`; on the CPU, where that starts one process w
 
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
 import sys
+import uuid
 
 import torch
 
-from textvae.errors import TrainingError, UserError
+from textvae.errors import Interrupted, TrainingError, UserError
 
 STARTED = "TEXTVAE_STARTED"
+GO_ON = "What was saved can be gone on from with --resume"
 
 
 def wanted(processes: int | None) -> bool:
@@ -33,25 +36,62 @@ def wanted(processes: int | None) -> bool:
 
 
 def relaunch(processes: int | None) -> None:
-    """Runs the same command line in several processes and waits for them.
+    """Runs the same command line in several processes and waits for them; one that dies ends them all.
+
+    Args:
+        processes: how many; every GPU where absent.
 
     Raises:
-        TrainingError: they ended with an error, which they have printed.
+        TrainingError: they ended with an error; names the process and its signal, or refers to what it has printed.
     """
     count = processes or torch.cuda.device_count()
-    environment = dict(os.environ)
-    if torch.cuda.is_available():
-        command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", str(count), "--multi_gpu"]
-        command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-        command += ["--main_process_port", "0", "--module", "textvae", *sys.argv[1:]]
-    else:
-        command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(count)]
-        # An endpoint of its own on the loopback: no host name is looked up, and two launches never meet.
-        command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0", "--local-addr", "127.0.0.1"]
-        command += ["--module", "textvae", *sys.argv[1:]]
-        environment |= {"ACCELERATE_USE_CPU": "true"}
-        environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
     # A child that finds this never starts children of its own, whatever the launcher has told it.
-    code = subprocess.run(command, check=False, env={**environment, STARTED: "1"}).returncode
+    os.environ[STARTED] = "1"
+    if torch.cuda.is_available():
+        _on_gpus(count)
+    else:
+        _on_cpu(count)
+
+
+def _on_gpus(count: int) -> None:
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", str(count), "--multi_gpu"]
+    command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    command += ["--main_process_port", "0", "--module", "textvae", *sys.argv[1:]]
+    code = subprocess.run(command, check=False).returncode
     if code != 0:
-        raise TrainingError(f"the training processes ended with exit code {code}; their messages are above")
+        raise TrainingError(f"the training processes ended with exit code {code}; their messages are above. {GO_ON}")
+
+
+def _on_cpu(count: int) -> None:
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    os.environ["ACCELERATE_USE_CPU"] = "true"
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # what it would say stands below
+    # An endpoint of its own on the loopback: no host name is looked up, and two launches never meet.
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=count,
+        run_id=uuid.uuid4().hex,
+        rdzv_backend="c10d",
+        rdzv_endpoint="127.0.0.1:0",
+        local_addr="127.0.0.1",
+        max_restarts=0,
+    )
+    try:
+        elastic_launch(config, sys.executable)("-u", "-m", "textvae", *sys.argv[1:])
+    except SignalException as error:  # passed on to the processes, which have saved and ended
+        raise Interrupted(f"stopped by {error.sigval.name}. {GO_ON}") from error
+    except ChildFailedError as error:
+        rank, failure = error.get_first_failure()
+        if failure.exitcode >= 0:
+            raise TrainingError(
+                f"process {rank} of {count} ended with exit code {failure.exitcode}; its message is above. {GO_ON}"
+            ) from error
+        raise TrainingError(
+            f"process {rank} of {count} was ended by {failure.signal_name()} (SIGKILL is often the system, out of "
+            f"memory), and the others with it. {GO_ON}"
+        ) from error

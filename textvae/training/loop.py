@@ -19,7 +19,7 @@ from accelerate.tracking import get_available_trackers
 from accelerate.utils import LoggerType
 
 from textvae import checkpoint
-from textvae.errors import CheckpointError, TrainingError, UserError, suggest
+from textvae.errors import CheckpointError, Interrupted, TrainingError, UserError, suggest
 from textvae.evaluation.report import quick
 from textvae.recipe import Recipe, parse_duration
 from textvae.schedules import Plateau
@@ -30,10 +30,6 @@ from textvae.training.telemetry import FAR, Telemetry
 from textvae.types import Batch
 
 SKIPS_ALLOWED = 10  # steps without finite gradients in a row, before the training is given up
-
-
-class Interrupted(TrainingError):
-    """The training was told to stop, and has saved itself."""
 
 
 def train(
