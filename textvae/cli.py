@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     except UserError as error:
         print(f"textvae: {error}", file=sys.stderr)
-        return 130 if isinstance(error, Interrupted) else 2
+        return error.exit_code if isinstance(error, Interrupted) else 2
     except BrokenPipeError:
         # The reader left (`| head`); python would complain once more when it closes standard output.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

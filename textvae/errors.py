@@ -43,6 +43,8 @@ class TrainingError(UserError):
 class Interrupted(TrainingError):
     """The training was told to stop, and has saved itself."""
 
+    exit_code = 130  # as a shell counts an interruption
+
 
 class MissingExtraError(UserError, ImportError):
     """An optional library that is not installed.

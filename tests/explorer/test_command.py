@@ -95,7 +95,7 @@ def test_a_taken_port_a_label_file_of_one_label_and_wrong_numbers_are_each_one_l
         ("--corpus", "absent.txt"): "absent.txt",
         ("--corpus", "x", "--labelled", "y"): "keep one of them",
         ("--labelled", str(tmp_path / "absent.csv")): "absent.csv",
-        ("--labelled", str(labelled), "--columns", "review", "label"): "has no column 'review'; known: text, label",
+        ("--labelled", str(labelled), "--columns", "review", "label"): "has no column 'review'; known: label, text",
         ("--columns", "review", "label"): "--columns: are of a labelled file",
     }
     for arguments, message in wrong.items():

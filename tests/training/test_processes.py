@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -114,6 +115,23 @@ def children(pid: int) -> list[int]:
     return [*map(int, found), *(child for one in found for child in children(int(one)))]
 
 
+def ranks_of(started: subprocess.Popen) -> dict[int, int]:
+    """The training processes of a launched command: rank and process number."""
+    return {
+        int(found[1]): pid
+        for pid in children(started.pid)
+        if (found := re.search(rb"\0RANK=(\d+)\0", Path(f"/proc/{pid}/environ").read_bytes()))
+    }
+
+
+def wait_for(started: subprocess.Popen, happened: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 120
+    while not happened():
+        assert started.poll() is None, started.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="finds the processes in /proc")
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_process_that_dies_ends_the_run_with_its_reason_and_it_can_be_resumed(small, tmp_path, rank):
@@ -123,17 +141,8 @@ def test_a_process_that_dies_ends_the_run_with_its_reason_and_it_can_be_resumed(
         command(small, tmp_path, run, "--processes", "2"), env=environment(), stderr=subprocess.PIPE, text=True
     )
     try:
-        deadline = time.monotonic() + 120
-        while not (run / "checkpoints").exists() or latest_checkpoint(run) is None:
-            assert started.poll() is None, started.stderr.read()
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-        ranks = {
-            int(found[1]): pid
-            for pid in children(started.pid)
-            if (found := re.search(rb"\0RANK=(\d+)\0", Path(f"/proc/{pid}/environ").read_bytes()))
-        }
-        os.kill(ranks[rank], signal.SIGKILL)
+        wait_for(started, lambda: (run / "checkpoints").exists() and latest_checkpoint(run) is not None)
+        os.kill(ranks_of(started)[rank], signal.SIGKILL)
         _, said = started.communicate(timeout=60)
     finally:
         started.kill()
@@ -154,11 +163,7 @@ def test_stopped_politely_several_processes_save_together_and_say_so_in_one_line
         command(small, tmp_path, run, "--processes", "2"), env=environment(), stderr=subprocess.PIPE, text=True
     )
     try:
-        deadline = time.monotonic() + 120
-        while not (run / "metrics.jsonl").exists():  # a row a step
-            assert started.poll() is None, started.stderr.read()
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        wait_for(started, (run / "metrics.jsonl").exists)  # a row a step
         started.send_signal(number)
         _, said = started.communicate(timeout=60)
     finally:
@@ -166,6 +171,25 @@ def test_stopped_politely_several_processes_save_together_and_say_so_in_one_line
     assert started.returncode == 130
     assert "Traceback" not in said
     assert said.splitlines()[-1].startswith(f"textvae: stopped by {number.name}. ")
+    assert latest_checkpoint(run) is not None
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="finds the processes in /proc")
+def test_a_signal_to_one_process_stops_all_at_the_same_step(small, tmp_path):
+    small["training"].update(max_steps=10**6, max_epochs=None, evaluate_every=10**6, save_every=10**6)
+    run = tmp_path / "run"
+    started = subprocess.Popen(
+        command(small, tmp_path, run, "--processes", "2"), env=environment(), stderr=subprocess.PIPE, text=True
+    )
+    try:
+        wait_for(started, (run / "metrics.jsonl").exists)
+        os.kill(ranks_of(started)[1], signal.SIGTERM)
+        _, said = started.communicate(timeout=60)
+    finally:
+        started.kill()
+    assert started.returncode == 130
+    assert "Traceback" not in said
+    assert said.splitlines()[-1].startswith("textvae: stopped in process ")
     assert latest_checkpoint(run) is not None
 
 

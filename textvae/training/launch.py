@@ -87,11 +87,14 @@ def _on_cpu(count: int) -> None:
         raise Interrupted(f"stopped by {error.sigval.name}. {GO_ON}") from error
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
+        if failure.exitcode == Interrupted.exit_code:  # a signal to one of them, and all have saved and ended
+            raise Interrupted(f"stopped in process {rank} of {count}. {GO_ON}") from error
         if failure.exitcode >= 0:
             raise TrainingError(
                 f"process {rank} of {count} ended with exit code {failure.exitcode}; its message is above. {GO_ON}"
             ) from error
+        name = failure.signal_name()
+        hint = " (often the system's, out of memory)" if name == "SIGKILL" else ""
         raise TrainingError(
-            f"process {rank} of {count} was ended by {failure.signal_name()} (SIGKILL is often the system, out of "
-            f"memory), and the others with it. {GO_ON}"
+            f"process {rank} of {count} was ended by {name}{hint}, and the others with it. {GO_ON}"
         ) from error

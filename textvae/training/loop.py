@@ -129,7 +129,7 @@ def _run(
             for step in experiment.batches.epoch(position.epoch, skip=position.step_in_epoch):
                 if total_steps is not None and position.step >= total_steps:
                     break
-                taken = take_step(experiment, recipe, accelerator, step, position, telemetry)
+                taken, stop = take_step(experiment, recipe, accelerator, step, position, telemetry, stopped)
                 in_a_row = 0 if taken else in_a_row + 1
                 if in_a_row == SKIPS_ALLOWED:
                     raise TrainingError(
@@ -140,7 +140,7 @@ def _run(
                 wanted = due(position.step) or (training.save_every and position.step % training.save_every == 0)
                 if wanted and not in_a_row:  # what cannot go on is no place to go on from
                     save()
-                if stopped():
+                if stop:
                     save()
                     raise Interrupted(f"stopped at step {position.step}; {folder} can be resumed with --resume")
                 if verdict == "stop":

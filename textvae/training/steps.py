@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from accelerate import Accelerator
@@ -40,6 +41,13 @@ class Position:
     numbers: dict[str, float] = field(default_factory=dict)  # of the last evaluation
 
 
+class Outcome(NamedTuple):
+    """What a step came to, the same on every process."""
+
+    taken: bool  # false where its gradients were not finite and it was left out
+    stop: bool  # whether any process was asked to stop before its end
+
+
 def take_step(
     experiment: Experiment,
     recipe: Recipe,
@@ -47,8 +55,9 @@ def take_step(
     step: Step,
     position: Position,
     telemetry: Telemetry,
-) -> bool:
-    """One optimiser step; false where its gradients were not finite and it was left out."""
+    stopping: Callable[[], bool],
+) -> Outcome:
+    """One optimiser step; `stopping` says whether this process was asked to stop, and all learn of it together."""
     model, optimizer = experiment.model, experiment.optimizer
     rate = experiment.rate(position.step) * experiment.decay_factor(position.decays)
     for group, base in zip(optimizer.param_groups, experiment.base_rates):
@@ -60,8 +69,12 @@ def take_step(
     if position.aggressive:
         _forget(experiment.encoder_parameters)
     norm = _clip(accelerator, model, recipe.training.gradient_clip)
-    # Every process sees the same averaged gradient, so all take or leave the step together.
-    taken = bool(torch.isfinite(norm) & torch.isfinite(mean_over_processes(losses.total.detach())))
+    # Every process sees the same averaged gradient, so all take or leave the step together. A signal reaches them at
+    # different steps; those who stopped alone would leave the others in a collective that nobody answers.
+    total = losses.total.detach()
+    total, asked = mean_over_processes(torch.stack([total, total.new_tensor(float(stopping()))]))
+    finite = torch.isfinite(norm) & torch.isfinite(total)
+    taken, stop = (bool(answer) for answer in torch.stack([finite, asked > 0]).tolist())  # one wait for a GPU, not two
     if taken or accelerator.scaler is not None:  # a scaler leaves the step out by itself, and lowers its scale then
         optimizer.step()
     optimizer.zero_grad()
@@ -71,7 +84,7 @@ def take_step(
     position.tokens += step.tokens
     position.skipped += not taken
     telemetry.step(position.step, position.epoch, step, losses, norm, optimizer.param_groups[0]["lr"])
-    return taken
+    return Outcome(taken, stop)
 
 
 def _backward(experiment: Experiment, recipe: Recipe, accelerator: Accelerator, step: Step, *key: int) -> Losses:
