@@ -14,7 +14,7 @@ PACKAGE = ROOT / "textvae"
 
 # A module may import from its own layer's family and from any layer below; families of one layer do not meet.
 LAYERS = [
-    {"errors", "types", "registry", "recipe_yaml"},
+    {"errors", "types", "registry", "recipe_yaml", "seeds"},
     {"recipe", "distributed", "_version"},
     {"recipe_file", "recipe_schema", "schedules", "control", "optimizers"},
     {"text", "latent", "nets", "objective", "importance"},
@@ -25,9 +25,9 @@ LAYERS = [
     {"evaluation"},
     {"hub", "ecosystem", "toolbox"},
     {"api", "plots"},
-    {"training", "explorer", "sklearn", "export"},
+    {"training", "explorer", "sklearn", "export", "launch"},
     {"bench"},
-    {"cli", "cli_parser", "cli_explore", "cli_export", "cli_toolbox"},
+    {"cli", "cli_evaluate", "cli_explore", "cli_export", "cli_parser", "cli_toolbox"},
     {"__main__"},
 ]
 LEVEL = {family: level for level, layer in enumerate(LAYERS) for family in layer}

@@ -11,35 +11,42 @@ import torch
 from torch import Tensor
 
 from textvae import build, checkpoint, recipe_file, toolbox
+from textvae.distributed import agreed, all_results, is_mine
 from textvae.errors import CheckpointError, UserError, suggest
-from textvae.evaluation import bounds
 from textvae.evaluation import language as language_models
 from textvae.evaluation import progress as stages
+from textvae.evaluation.scores import score as score_texts
 from textvae.evaluation.whole import Asked, LabelledTexts, ScoredPairs
 from textvae.evaluation.whole import evaluate as evaluate_run
 from textvae.generation.latent import path as latent_path
 from textvae.generation.search import generate
 from textvae.hub import HubMixin
 from textvae.latent import fitted
-from textvae.latent.divergences import kl
-from textvae.latent.posteriors import Point
 from textvae.latent.vmf import VonMisesFisher
 from textvae.model import SequenceVAE
 from textvae.recipe import Generation, Recipe
+from textvae.seeds import mix
 from textvae.text import corpora, tokenizers
-from textvae.text.batching import ListStore, collate, evaluation_batches
+from textvae.text.batching import ListStore, evaluation_batches
 from textvae.types import Batch, Tokenizer
 
 ROWS = 512  # sentences generated at once
 
 
-def load(run: str | Path, *, device: str | torch.device = "cpu", trust_code: bool = False) -> TextVAE:
+def load(
+    run: str | Path,
+    *,
+    device: str | torch.device = "cpu",
+    trust_code: bool = False,
+    together: bool = False,
+) -> TextVAE:
     """Loads a run folder; nothing in it is executed.
 
     Args:
         run: the folder that `textvae train --out` wrote; it may have been moved.
         device: where the model goes.
         trust_code: import the classes that the recipe names by dotted path.
+        together: see `TextVAE.together`.
 
     Raises:
         CheckpointError: no run, or a damaged one.
@@ -58,6 +65,7 @@ def load(run: str | Path, *, device: str | torch.device = "cpu", trust_code: boo
     checkpoint.load_weights(model, folder / checkpoint.WEIGHTS)
     vae = TextVAE(model.to(device), tokenizer, recipe)
     vae.folder = folder
+    vae.together = together
     found = checkpoint.load_prior(folder)
     if found is not None:
         vae.fitted_prior = fitted.restore(*found, vae.latent_dim, str(folder / checkpoint.FITTED_PRIOR))
@@ -88,6 +96,9 @@ class TextVAE(HubMixin):
         self.tokenizer = tokenizer
         self.recipe = recipe
         self.fitted_prior: torch.nn.Module | None = None  # what `sample` draws from, where there is one
+        # Under a launcher, whether the processes share the work of a call, which all of them then make with the same
+        # arguments and whose result all of them get, the same as of one process.
+        self.together = False
 
     @property
     def device(self) -> torch.device:
@@ -108,13 +119,16 @@ class TextVAE(HubMixin):
         self._needs_latents("encode")
         means = torch.empty(len(texts), self.latent_dim)
         scales = torch.empty(len(texts), self.latent_dim)
+        found: dict[int, tuple[Any, Tensor, Tensor]] = {}
         with torch.inference_mode():
-            for rows, batch in self._batches(texts):
-                posterior = self.model.encode(batch)
-                # On a sphere the mean lies inside; the decoder knows the surface alone.
-                centre = posterior.mode if isinstance(posterior, VonMisesFisher) else posterior.mean
-                means[rows] = centre.float().cpu()
-                scales[rows] = posterior.stddev.float().cpu()
+            for number, (rows, batch) in enumerate(self.batches(texts)):
+                if is_mine(number, together=self.together):
+                    posterior = self.model.encode(batch)
+                    # On a sphere the mean lies inside; the decoder knows the surface alone.
+                    centre = posterior.mode if isinstance(posterior, VonMisesFisher) else posterior.mean
+                    found[number] = (rows, centre.float().cpu(), posterior.stddev.float().cpu())
+        for rows, centres, spreads in all_results(found, together=self.together):
+            means[rows], scales[rows] = centres, spreads
         return means, scales
 
     def decode(self, z: Tensor, *, seed: int | None = None, **options: Any) -> list[str]:
@@ -133,20 +147,23 @@ class TextVAE(HubMixin):
         if z.dim() != 2 or z.shape[1] != self.latent_dim:
             raise UserError(f"z: got shape {tuple(z.shape)}; it must be (N, {self.latent_dim})")
         settings = self._settings(options)
-        generator = self.generator(seed)
-        ids: list[list[int]] = []
+        seed = self._agreed(seed)
+        found: dict[int, list[list[int]]] = {}
         with torch.inference_mode():
-            for part in z.to(self.device).split(ROWS):
-                ids += generate(
-                    self.model,
-                    part,
-                    settings=settings,
-                    bos_id=self.tokenizer.bos_id,
-                    eos_id=self.tokenizer.eos_id,
-                    pad_id=self.tokenizer.pad_id,
-                    unk_id=self.tokenizer.unk_id,
-                    generator=generator,
-                )
+            for number, part in enumerate(z.to(self.device).split(ROWS)):
+                if is_mine(number, together=self.together):
+                    found[number] = generate(
+                        self.model,
+                        part,
+                        settings=settings,
+                        bos_id=self.tokenizer.bos_id,
+                        eos_id=self.tokenizer.eos_id,
+                        pad_id=self.tokenizer.pad_id,
+                        unk_id=self.tokenizer.unk_id,
+                        # Each part draws its own, so that another process can.
+                        generator=self.generator(mix(seed, number) if number else seed),
+                    )
+        ids = [row for rows in all_results(found, together=self.together) for row in rows]
         return self.tokenizer.decode(ids)
 
     def sample(self, n: int, *, seed: int | None = None, **options: Any) -> list[str]:
@@ -163,10 +180,7 @@ class TextVAE(HubMixin):
         assert prior is not None
         # torch's distributions draw from the global state; it is put back afterwards.
         with torch.random.fork_rng(devices=[]), torch.inference_mode():
-            if seed is None:
-                torch.seed()
-            else:
-                torch.manual_seed(seed)
+            torch.manual_seed(self._agreed(seed))
             z: Tensor = prior().sample(torch.Size([n]))
         return z.cpu()
 
@@ -230,38 +244,7 @@ class TextVAE(HubMixin):
             For each text nll_elbo (one draw of z), reconstruction, kl, tokens (</s> counted) and ppl_elbo;
             for a language model nll_elbo is the exact -log p(x).
         """
-        rows_of: list[dict[str, float]] = [{} for _ in texts]
-        sentences = self.tokenizer.encode(list(texts))
-        # A draw belongs to its sentence, whatever stands beside it in a batch.
-        noise = torch.randn(1, len(texts), self.latent_dim, generator=torch.Generator().manual_seed(seed))
-        with torch.inference_mode():
-            for rows, batch in self._batches(texts):
-                output = self.model(batch, noise=noise[:, rows].to(self.device))
-                reconstruction = -output.log_likelihood[0].double()
-                rate = torch.zeros_like(reconstruction)
-                if isinstance(output.posterior, Point):
-                    raise UserError(
-                        "score: the run is a plain autoencoder (model.posterior.kind: point), whose sentences have "
-                        "no likelihood; reconstruct and evaluate say what it gives back"
-                    )
-                if self.latent_dim:
-                    rate = kl(output.posterior, output.prior, output.z).double()
-                for i, row in enumerate(rows):
-                    tokens, nll = int(batch.lengths[i]), float(reconstruction[i] + rate[i])
-                    rows_of[row] = {
-                        "nll_elbo": nll,
-                        "reconstruction": float(reconstruction[i]),
-                        "kl": float(rate[i]),
-                        "tokens": tokens,
-                        "ppl_elbo": bounds.perplexity(nll, tokens),
-                    }
-        if iw_samples is not None:
-            generator = self.generator(seed)
-            for row, sentence in enumerate(sentences):
-                batch = self.on_device(collate([sentence], self.tokenizer.pad_id))
-                estimate = bounds.iw_nll(self.model, [batch], samples=iw_samples, generator=generator)
-                rows_of[row]["nll_iw"] = float(estimate.nll[0])
-        return rows_of
+        return score_texts(self, texts, iw_samples=iw_samples, seed=seed)
 
     def evaluate(
         self,
@@ -341,7 +324,8 @@ class TextVAE(HubMixin):
             raise UserError(f"the corpus has no part {split!r}{suggest(split, parts)}")
         return [row["text"] for row in itertools.islice(parts[split], at_most)]
 
-    def _batches(self, texts: Sequence[str]) -> Iterator[tuple[Any, Batch]]:
+    def batches(self, texts: Sequence[str]) -> Iterator[tuple[Tensor, Batch]]:
+        """Yields the texts in batches of like length, on the model's device, each with its rows (B,) among them."""
         store = ListStore(self.tokenizer.encode(list(texts)))
         for rows, batch in evaluation_batches(store, self.tokenizer.pad_id):
             yield torch.from_numpy(rows), self.on_device(batch)
@@ -358,12 +342,13 @@ class TextVAE(HubMixin):
 
     def generator(self, seed: int | None) -> torch.Generator:
         """Returns a random stream on the model's device; a new one each time where there is no seed."""
-        generator = torch.Generator(device=self.device)
-        if seed is None:
-            generator.seed()
-        else:
-            generator.manual_seed(seed)
-        return generator
+        return torch.Generator(device=self.device).manual_seed(self._agreed(seed))
+
+    def _agreed(self, seed: int | None) -> int:
+        """The seed; where there is none, a new one, the same on every process."""
+        if seed is not None:
+            return seed
+        return agreed(torch.Generator().seed() % 2**63, together=self.together)
 
     def _needs_latents(self, what: str) -> None:
         if self.latent_dim == 0:

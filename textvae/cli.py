@@ -6,11 +6,11 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from textvae import cli_explore, cli_export, cli_toolbox
+from textvae import cli_evaluate, cli_explore, cli_export, cli_toolbox
 from textvae.cli_parser import parser as build_parser
 from textvae.errors import Interrupted, UserError
 
@@ -31,7 +31,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
         _at_most("--seed", getattr(options, "seed", None), 2**63 - 1)
-        COMMANDS[options.run_command](options)
+        if not _shared_out(options):
+            COMMANDS[options.run_command](options)
         sys.stdout.flush()
         return 0
     except UserError as error:
@@ -71,14 +72,32 @@ def _decoding_options(options: argparse.Namespace) -> dict[str, Any]:
     return {name: getattr(options, name) for name in names if getattr(options, name) is not None}
 
 
+def _shared_out(options: argparse.Namespace) -> bool:
+    """Whether the command was left to processes that it has started, and that have done it."""
+    processes = getattr(options, "processes", None)
+    if processes is None or options.run_command == "train":  # which starts its own, one for each GPU
+        return False
+    from textvae import launch
+
+    _at_most("--processes", processes, 1024)
+    if getattr(options, "file", None) == "-":
+        raise UserError("--processes: several cannot share standard input; name a file")
+    if not launch.wanted(processes):
+        return False
+    _load(options)  # a run that cannot be loaded is one line here, and one from each process there
+    launch.relaunch(processes, gpus=options.device.startswith("cuda"))
+    return True
+
+
 def _train(options: argparse.Namespace) -> None:
     recipe = _checked_recipe(options)
-    from textvae.training import launch, train
+    from textvae import launch
+    from textvae.training import train
 
     _at_most("--processes", options.processes, 1024)
     folder = Path(options.out or Path("runs") / recipe.name)
     if launch.wanted(options.processes):
-        launch.relaunch(options.processes)
+        launch.relaunch(options.processes, gpus=launch.has_gpu(), then=launch.GO_ON)
         return
     train(recipe, folder, resume=options.resume, quiet=options.quiet)
 
@@ -129,128 +148,6 @@ def _score(options: argparse.Namespace) -> None:
     _print(options, rows, lambda row: f"{row.get('nll_iw', row['nll_elbo']):.4f}\t{row['text']}")
 
 
-def _evaluate(options: argparse.Namespace) -> None:
-    labelled = _labelled_options(options)  # first, for a mistake in them is soon found
-    vae = _load(options)
-    recipe = None
-    if options.overrides:
-        from textvae import recipe_file
-        from textvae.checkpoint import RECIPE
-
-        recipe = recipe_file.load(Path(options.run) / RECIPE, options.overrides)
-    result = vae.evaluate(
-        options.split,
-        recipe=recipe,
-        seed=options.seed,
-        samples=options.samples,
-        paths=options.paths,
-        molecules=options.molecules,
-        whole=options.save,
-        anneal=options.anneal,
-        language=options.language,
-        progress=True,
-        **labelled,
-    )
-    if options.save:
-        _save_evaluation(vae, Path(options.run), result, options.seed)
-        for name in ("per_sentence", "fingerprint"):
-            result.pop(name)
-    if options.json:
-        print(json.dumps(result))
-        return
-    rows = list(_flat(result))
-    width = max(len(name) for name, _ in rows)
-    for name, value in rows:
-        print(f"{name:<{width}}  {value}")
-
-
-def _labelled_options(options: argparse.Namespace) -> dict[str, Any]:
-    """What the options of language models and labelled files ask for, the files read."""
-    for name, needed in {
-        "language_steps": ("language",),
-        "probe_columns": ("probe",),
-        "per_label": ("probe",),
-        "pairs_columns": ("pairs",),
-        "labelled_format": ("probe", "pairs"),
-    }.items():
-        if getattr(options, name) is not None and not any(getattr(options, other) for other in needed):
-            others = " or ".join(f"--{other}" for other in needed)
-            raise UserError(f"--{name.replace('_', '-')}: says nothing without {others}")
-    _at_most("--language", options.language)
-    _at_most("--language-steps", options.language_steps)
-    given = {name: getattr(options, name) for name in ("language_steps", "per_label")}
-    found = {name: value for name, value in given.items() if value is not None}
-    if options.probe or options.pairs:
-        from textvae.evaluation import labelled
-
-        if options.probe:
-            columns = tuple(options.probe_columns or labelled.PROBE_COLUMNS)
-            train, test = options.probe
-            found["probe"] = labelled.load_probe(train, test, columns, file_format=options.labelled_format)
-        if options.pairs:
-            columns = tuple(options.pairs_columns or labelled.PAIRS_COLUMNS)
-            found["pairs"] = labelled.load_pairs(options.pairs, columns, file_format=options.labelled_format)
-    return found
-
-
-def _save_evaluation(vae: Any, run: Path, result: dict[str, Any], seed: int) -> None:
-    from textvae.checkpoint import write_text
-    from textvae.evaluation import page
-
-    write_text(run / f"evaluation-{result['split']}.json", json.dumps(result))
-    shown = {name: value for name, value in result.items() if name != "fingerprint"}
-    html, table = page.write(shown, run, samples=vae.sample(20, seed=seed))
-    print(f"textvae: wrote {html} and {table}", file=sys.stderr)
-
-
-def _compare(options: argparse.Namespace) -> None:
-    from textvae.evaluation.compare import compare, table
-
-    saved = {name: _evaluation(Path(name), options.split, options.figure) for name in options.runs}
-    rows = compare(
-        {name: result["per_sentence"][options.figure] for name, result in saved.items()},
-        tokens={name: result["per_sentence"]["tokens"] for name, result in saved.items()},
-        fingerprints={name: result["fingerprint"] for name, result in saved.items()},
-    )
-    if options.json:
-        _print(options, [row._asdict() for row in rows], str)
-    else:
-        sys.stdout.write(table(rows, markdown=options.markdown).rstrip("\n") + "\n")
-
-
-def _evaluation(run: Path, split: str, figure: str) -> dict[str, Any]:
-    path = run / f"evaluation-{split}.json"
-    try:
-        result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        known = result["per_sentence"]
-    except OSError as error:
-        hint = f"run: textvae evaluate {run} --split {split} --save"
-        raise UserError(f"{path}: cannot be read ({error.strerror}); {hint}") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: is damaged, or no evaluation ({error!r})") from error
-    if figure not in known:
-        raise UserError(f"{path}: has no {figure}: a plain autoencoder's sentences have no likelihood")
-    return result
-
-
-def _flat(result: dict[str, Any], path: str = "") -> Iterator[tuple[str, str]]:
-    """Each figure with its key path, as text."""
-    for name, value in result.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{path}{name}.")
-        elif isinstance(value, list) and value and isinstance(value[0], dict):
-            for row in value:
-                yield f"{path}{name}", ", ".join(f"{key} {_shown(item)}" for key, item in row.items())
-        else:
-            yield f"{path}{name}", _shown(value)
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, list):
-        return " ".join(map(_shown, value))
-    return f"{value:.4f}" if isinstance(value, float) else "-" if value is None else str(value)
-
-
 def _fit_prior(options: argparse.Namespace) -> None:
     from textvae import checkpoint
 
@@ -299,9 +196,13 @@ def _checked_recipe(options: argparse.Namespace) -> Any:
 
 
 def _load(options: argparse.Namespace) -> Any:
+    """The run, in a group of processes with the others', of which the first alone prints."""
+    from textvae import launch
     from textvae.api import load
 
-    return load(options.run, device=options.device, trust_code=options.trust_code)
+    # Other commands are not for several processes: there each would do all of the work.
+    together = "processes" in options and launch.joined(gpus=options.device.startswith("cuda"))
+    return load(options.run, device=options.device, trust_code=options.trust_code, together=together)
 
 
 def _lines(file: str) -> list[str]:
@@ -338,9 +239,7 @@ def _version() -> str:
 
 COMMANDS: Mapping[str, Callable[[argparse.Namespace], None]] = {
     "check": _check,
-    "compare": _compare,
     "encode": _encode,
-    "evaluate": _evaluate,
     "fit_prior": _fit_prior,
     "interpolate": _interpolate,
     "parts": _parts,
@@ -351,6 +250,7 @@ COMMANDS: Mapping[str, Callable[[argparse.Namespace], None]] = {
     "show": _show,
     "train": _train,
     **cli_toolbox.COMMANDS,
+    **cli_evaluate.COMMANDS,
     **cli_explore.COMMANDS,
     **cli_export.COMMANDS,
 }

@@ -27,6 +27,7 @@ def parser(version: str) -> argparse.ArgumentParser:
     sample = _command(commands, "sample", "sample", "draw sentences from the prior", run=True)
     sample.add_argument("-n", type=int, default=10, help="how many (10)")
     _decoding(sample)
+    _processes(sample)
 
     interpolate = _command(commands, "interpolate", "interpolate", "walk between two sentences", run=True)
     interpolate.add_argument("a", help="the first sentence")
@@ -43,6 +44,7 @@ def parser(version: str) -> argparse.ArgumentParser:
     ):
         command = _command(commands, name, function, text, run=True)
         command.add_argument("file", nargs="?", default="-", help="lines of text (standard input)")
+        _processes(command)
         if name == "reconstruct":
             _decoding(command)
         if name == "score":
@@ -53,6 +55,7 @@ def parser(version: str) -> argparse.ArgumentParser:
     evaluate.add_argument("overrides", nargs="*", metavar="key=value", help="as data.files={test: mine.txt}")
     evaluate.add_argument("--split", default="test", help="train, validation or test (test)")
     evaluate.add_argument("--seed", type=int, default=0, help="of all draws (0)")
+    _processes(evaluate)
     evaluate.add_argument("--samples", type=int, default=0, metavar="N", help="figures of N samples, too")
     evaluate.add_argument("--paths", type=int, default=0, metavar="N", help="figures of N interpolations, too")
     evaluate.add_argument(
@@ -135,6 +138,10 @@ def _sizes(value: str) -> list[int | None]:
             raise argparse.ArgumentTypeError(f"got {value!r}; numbers above 0 or 'all', as 10,100,all")
         sizes.append(None if size == "all" else int(size))
     return sizes
+
+
+def _processes(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--processes", type=int, metavar="N", help="share the work out (1)")
 
 
 def _decoding(command: argparse.ArgumentParser) -> None:

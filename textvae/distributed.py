@@ -1,18 +1,53 @@
-"""All processes' rows in one tensor, with gradients: what a statistic of the batch needs."""
+"""Several processes as one: rows and gradients of all, work shared out and its results put together."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+T = TypeVar("T")
+
 
 def world_size() -> int:
     """Returns how many processes train together."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """Returns which of them this process is, from 0."""
+    return dist.get_rank() if world_size() > 1 else 0
+
+
+def is_mine(number: int, *, together: bool = True) -> bool:
+    """Returns whether the piece of work of that number is this process's; all are, where they do not work together."""
+    return not together or number % world_size() == rank()
+
+
+def all_results(results: Mapping[int, T], *, together: bool = True) -> list[T]:
+    """Returns all processes' results by the number of the work (`is_mine`), in its order, on each process.
+
+    Args:
+        results: of this process; anything that pickles, tensors on the CPU.
+        together: whether the processes share the work; else these are all results.
+    """
+    parts: list[Any] = [results]
+    if together and world_size() > 1:
+        parts = [None] * world_size()
+        dist.all_gather_object(parts, results)
+    everything = {number: result for part in parts for number, result in part.items()}
+    return [everything[number] for number in sorted(everything)]
+
+
+def agreed(value: T, *, together: bool = True) -> T:
+    """Returns the first process's value, on each process."""
+    holder = [value]
+    if together and world_size() > 1:
+        dist.broadcast_object_list(holder, src=0)
+    return holder[0]
 
 
 def gather_rows(rows: Tensor) -> Tensor:

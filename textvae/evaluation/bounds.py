@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
+from textvae.distributed import all_results, is_mine
 from textvae.errors import UserError
 from textvae.evaluation.latents import float64, gaussian_parameters
 from textvae.latent.divergences import kl
@@ -205,17 +206,35 @@ def draw(posterior: Distribution, samples: int, generator: torch.Generator | Non
         return posterior.sample(torch.Size([samples]))
 
 
-def score(model: Any, batch: Batch, *, samples: int = 1, generator: torch.Generator | None = None) -> Scored:
-    """Encodes a batch, draws z and scores the sentences under it: one forward pass, whose mode is the caller's."""
+def score(
+    model: Any,
+    batch: Batch,
+    *,
+    samples: int = 1,
+    generator: torch.Generator | None = None,
+    likelihood: bool = True,
+) -> Scored:
+    """Encodes a batch, draws z and scores the sentences under it: one forward pass, whose mode is the caller's.
+
+    Without `likelihood`, the decoder's part and nearly all of the time, the reconstruction is 0: for a batch that
+    another process scores, whose draws must be made here as well for the next ones to be the same.
+    """
     if model.latent_dim == 0:
         # The model's own type, if it has parameters at all.
         like = next(iter(model.parameters()), torch.empty(0))
         z = torch.zeros(1, len(batch.lengths), 0, device=batch.tokens.device, dtype=like.dtype)
+        if not likelihood:
+            none = torch.zeros(len(batch.lengths), dtype=torch.float64)
+            return Scored(None, z, none, none)
         reconstruction = -float64(model.log_likelihood(batch, z)[0])
         return Scored(None, z, reconstruction, torch.zeros_like(reconstruction))
     posterior = model.encode(batch)
     z = draw(posterior, samples, generator)
-    reconstruction = -float64(model.log_likelihood(batch, z)).mean(0)
+    reconstruction = (
+        -float64(model.log_likelihood(batch, z)).mean(0)
+        if likelihood
+        else torch.zeros(len(batch.lengths), dtype=torch.float64, device=z.device)
+    )
     if isinstance(posterior, Point):
         # A plain autoencoder: no density, so neither KL nor any bound on the likelihood.
         return Scored(posterior, z, reconstruction, torch.full_like(reconstruction, math.nan))
@@ -253,6 +272,7 @@ def iw_nll(
     samples: int = 500,
     batch_tokens: int = 20_000,
     generator: torch.Generator | None = None,
+    together: bool = False,
 ) -> ImportanceWeighted:
     """Estimates -log p(x) by importance sampling from the posterior.
 
@@ -265,6 +285,7 @@ def iw_nll(
         samples: S.
         batch_tokens: padded tokens times samples worked on at once (one sample at least).
         generator: of the draws of z; it lives on the model's device.
+        together: whether the processes, each of which makes this call, share the batches out; the result is the same.
 
     Raises:
         UserError: no sentence.
@@ -273,16 +294,22 @@ def iw_nll(
         Burda 2016, arXiv 1509.00519, equation 8.
     """
     _at_least_one(samples)
-    parts: list[Sequence[Tensor]] = []
+    parts: dict[int, Sequence[Tensor]] = {}
     with evaluating(model):
-        for batch in batches:
+        for number, batch in enumerate(batches):
+            mine = is_mine(number, together=together)
             if model.latent_dim == 0:
-                nll = score(model, batch).reconstruction
-                parts.append((nll, torch.full_like(nll, samples), torch.zeros_like(nll), batch.lengths))
-            else:
+                if mine:
+                    nll = score(model, batch).reconstruction.cpu()
+                    parts[number] = (nll, torch.full_like(nll, samples), torch.zeros_like(nll), batch.lengths.cpu())
+            elif mine:
                 weights = _log_weights(model, batch, samples, batch_tokens, generator)
-                parts.append((*estimate(weights), batch.lengths))
-    return ImportanceWeighted(*joined(parts))
+                parts[number] = tuple(tensor.cpu() for tensor in (*estimate(weights), batch.lengths))
+            else:  # its draws are made all the same, so that those of the next batch are what they would be alone
+                posterior = model.encode(batch)
+                for _ in range(samples):
+                    draw(posterior, 1, generator)
+    return ImportanceWeighted(*joined(all_results(parts, together=together)))
 
 
 def estimate(log_weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:

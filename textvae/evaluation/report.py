@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
+from textvae.distributed import all_results, is_mine
 from textvae.errors import UserError
 from textvae.evaluation import aggregate, bounds, latents, text
 from textvae.latent.posteriors import Point
@@ -42,6 +43,7 @@ def quick(
     *,
     generator: torch.Generator | None = None,
     measure: Measure | None = None,
+    together: bool = False,
 ) -> dict[str, float]:
     """Returns the figures of one forward pass with one draw of z a sentence.
 
@@ -50,6 +52,7 @@ def quick(
         batches: the sentences.
         generator: of the draws of z; it lives on the model's device.
         measure: (posteriors, prior, z) -> further figures, not asked of a language model.
+        together: whether the processes, each of which makes this call, share the batches out; the result is the same.
 
     Returns:
         reconstruction, kl and nll_elbo (nats a sequence, means over sentences), ppl_elbo, mutual_information (nats,
@@ -61,7 +64,7 @@ def quick(
     Raises:
         UserError: no sentence.
     """
-    found = _pass(model, batches, generator)
+    found = _pass(model, batches, generator, together)
     count = len(found.elbo.nll)
     figures = _elbo_figures(found.elbo)
     mutual = _mutual_information(found, at_most=max(QUICK_PAIRS // count, 1000))
@@ -83,6 +86,7 @@ def evaluate(
     bleu_tokenize: str = "none",
     mutual_information_sentences: int = 10_000,
     whole: bool = False,
+    together: bool = False,
 ) -> dict[str, Any]:
     """Returns every figure of a set of sentences.
 
@@ -98,6 +102,7 @@ def evaluate(
         mutual_information_sentences: the average is over so many at most; the aggregate posterior is of all.
         whole: adds `aggregate` (the figures of `evaluation.aggregate`: how the aggregate posterior lies to the prior,
             and the parts of the KL), nll_iw_interval (95 %, bootstrap over sentences) and `per_sentence`.
+        together: whether the processes, each of which makes this call, share the likelihoods out; no figure changes.
 
     Returns:
         sentences, target_tokens; in nats a sequence reconstruction, kl, nll_elbo = reconstruction + kl and nll_iw
@@ -110,10 +115,16 @@ def evaluate(
     Raises:
         UserError: no sentence, or a figure that is not finite.
     """
-    found = _pass(model, batches(), generator)
+    found = _pass(model, batches(), generator, together)
     figures: dict[str, Any] = {"sentences": len(found.elbo.nll), "target_tokens": int(found.elbo.tokens.sum())}
     likelihoods, per_sentence = _likelihoods(
-        model, found, batches, samples=iw_samples, batch_tokens=batch_tokens, generator=generator
+        model,
+        found,
+        batches,
+        samples=iw_samples,
+        batch_tokens=batch_tokens,
+        generator=generator,
+        together=together,
     )
     figures |= likelihoods
     figures |= _latent_figures(found, at_most=mutual_information_sentences)
@@ -131,6 +142,7 @@ def _likelihoods(
     samples: int,
     batch_tokens: int,
     generator: torch.Generator | None,
+    together: bool,
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The means over sentences, and what they are means of."""
     figures: dict[str, Any] = {**_elbo_figures(found.elbo)}
@@ -142,7 +154,9 @@ def _likelihoods(
     if not found.posteriors:
         figures |= {"nll_iw": figures["nll_elbo"], "ppl_iw": figures["ppl_elbo"]}
         return {**figures, "iw_standard_error": 0.0, "iw_samples": 0, "iw_ess": 0.0}, per_sentence
-    weighted = bounds.iw_nll(model, batches(), samples=samples, batch_tokens=batch_tokens, generator=generator)
+    weighted = bounds.iw_nll(
+        model, batches(), samples=samples, batch_tokens=batch_tokens, generator=generator, together=together
+    )
     return {**figures, **_iw_figures(weighted, samples)}, {**per_sentence, "nll_iw": weighted.nll}
 
 
@@ -187,18 +201,23 @@ def _whole(found: _Pass, per_sentence: dict[str, Tensor], generator: torch.Gener
     return {**figures, "per_sentence": {name: values.tolist() for name, values in per_sentence.items()}}
 
 
-def _pass(model: Any, batches: Iterable[Batch], generator: torch.Generator | None) -> _Pass:
+def _pass(model: Any, batches: Iterable[Batch], generator: torch.Generator | None, together: bool) -> _Pass:
     parts: list[Sequence[Tensor]] = []
+    mine: dict[int, Tensor] = {}
     posteriors: list[Distribution] = []
     draws: list[Tensor] = []
     with bounds.evaluating(model):
-        for batch in batches:
-            scored = bounds.score(model, batch, generator=generator)
-            parts.append((scored.reconstruction, scored.kl, batch.lengths))
+        for number, batch in enumerate(batches):
+            likelihood = is_mine(number, together=together)
+            scored = bounds.score(model, batch, generator=generator, likelihood=likelihood)
+            if likelihood:
+                mine[number] = scored.reconstruction.cpu()
+            parts.append((scored.kl, batch.lengths))
             draws.append(scored.z)
             if scored.posterior is not None:
                 posteriors.append(scored.posterior)
-        elbo = bounds.Elbo(*bounds.joined(parts))
+        scores = all_results(mine, together=together)
+        elbo = bounds.Elbo(*bounds.joined([(score, *part) for score, part in zip(scores, parts)]))
         return _Pass(elbo, posteriors, torch.cat(draws, 1), model.prior() if posteriors else None)
 
 

@@ -175,6 +175,7 @@ def _report(part: _Part, whole: bool) -> tuple[dict[str, Any], list[str]]:
         references=part.units(part.references),
         reconstruct=reconstruct,
         whole=whole,
+        together=part.vae.together,
         bleu_tokenize="none" if part.kind in ("word", *BY_CHARACTER) else "13a",
     )
     if whole:

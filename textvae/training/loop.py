@@ -23,9 +23,10 @@ from textvae.errors import CheckpointError, Interrupted, TrainingError, UserErro
 from textvae.evaluation.report import quick
 from textvae.recipe import Recipe, parse_duration
 from textvae.schedules import Plateau
+from textvae.seeds import generator
 from textvae.text.batching import evaluation_batches
 from textvae.training.setup import Experiment, prepare
-from textvae.training.steps import Position, generator, take_step
+from textvae.training.steps import Position, take_step
 from textvae.training.telemetry import FAR, Telemetry
 from textvae.types import Batch
 
@@ -191,6 +192,7 @@ def _evaluate(
         ),
         generator=generator(recipe.seed, 0, device=accelerator.device),
         measure=experiment.objective.measure,
+        together=True,
     )
     numbers["loss"] = experiment.objective.final(numbers, experiment.objective.weights(FAR))
     if position.aggressive and numbers["mutual_information"] < position.numbers.get("mutual_information", 0.0):

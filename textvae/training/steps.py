@@ -13,6 +13,7 @@ from torch import Tensor
 
 from textvae.distributed import average_gradients, mean_over_processes
 from textvae.recipe import Recipe
+from textvae.seeds import generator, mix
 from textvae.text.batching import Batches, Step
 from textvae.training import semi_amortized
 from textvae.training.critics import update_critics
@@ -161,16 +162,3 @@ def _forget(parameters: Iterable[torch.nn.Parameter]) -> None:
 def _clip(accelerator: Accelerator, model: torch.nn.Module, limit: float | None) -> Tensor:
     norm: Tensor = accelerator.clip_grad_norm_(model.parameters(), limit if limit is not None else float("inf"))
     return norm
-
-
-def mix(*numbers: int) -> int:
-    """One seed from several numbers; Knuth's multiplicative hash, so that neighbours do not look alike."""
-    seed = 0
-    for number in numbers:
-        seed = (seed * 6364136223846793005 + number + 1442695040888963407) % 2**63
-    return seed
-
-
-def generator(*numbers: int, device: torch.device | str = "cpu") -> torch.Generator:
-    """Returns a random stream that is a function of the numbers alone."""
-    return torch.Generator(device=device).manual_seed(mix(*numbers))

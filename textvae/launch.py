@@ -1,10 +1,11 @@
-"""Several processes from one command: `textvae train` starts itself again, once for each process.
+"""Several processes from one command: it starts itself again, once for each process.
 
 On GPUs that is `accelerate launch`; on the CPU, where that starts one process without an MPI, torch's own launcher.
 """
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import subprocess
@@ -13,6 +14,7 @@ import uuid
 
 import torch
 
+from textvae.distributed import rank
 from textvae.errors import Interrupted, TrainingError, UserError
 
 STARTED = "TEXTVAE_STARTED"
@@ -35,11 +37,40 @@ def wanted(processes: int | None) -> bool:
     return (processes or torch.cuda.device_count() or 1) > 1
 
 
-def relaunch(processes: int | None) -> None:
+def has_gpu() -> bool:
+    """Whether this machine has a GPU."""
+    return torch.cuda.is_available()
+
+
+def joined(*, gpus: bool) -> bool:
+    """Returns whether this process is one of several, which it joins; only the first keeps its standard output.
+
+    Args:
+        gpus: whether they work on GPUs, each on its own.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+        return False
+    from accelerate import PartialState
+
+    state = PartialState(cpu=not gpus)
+    atexit.register(state.destroy_process_group)  # one that ends with its connections open can bring another down
+    if not is_first():
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return True
+
+
+def is_first() -> bool:
+    """Whether this process is the one that speaks: the only one, or the first of several."""
+    return rank() == 0
+
+
+def relaunch(processes: int | None, *, gpus: bool, then: str = "") -> None:
     """Runs the same command line in several processes and waits for them; one that dies ends them all.
 
     Args:
         processes: how many; every GPU where absent.
+        gpus: whether they work on GPUs, each on its own.
+        then: what the user can do when they have ended early.
 
     Raises:
         TrainingError: they ended with an error; names the process and its signal, or refers to what it has printed.
@@ -47,22 +78,22 @@ def relaunch(processes: int | None) -> None:
     count = processes or torch.cuda.device_count()
     # A child that finds this never starts children of its own, whatever the launcher has told it.
     os.environ[STARTED] = "1"
-    if torch.cuda.is_available():
-        _on_gpus(count)
+    if gpus:
+        _on_gpus(count, then)
     else:
-        _on_cpu(count)
+        _on_cpu(count, then)
 
 
-def _on_gpus(count: int) -> None:
+def _on_gpus(count: int, then: str) -> None:
     command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", str(count), "--multi_gpu"]
     command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
     command += ["--main_process_port", "0", "--module", "textvae", *sys.argv[1:]]
     code = subprocess.run(command, check=False).returncode
     if code != 0:
-        raise TrainingError(f"the training processes ended with exit code {code}; their messages are above. {GO_ON}")
+        raise TrainingError(f"the processes ended with exit code {code}; their messages are above. {then}".rstrip())
 
 
-def _on_cpu(count: int) -> None:
+def _on_cpu(count: int, then: str) -> None:
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
@@ -84,17 +115,18 @@ def _on_cpu(count: int) -> None:
     try:
         elastic_launch(config, sys.executable)("-u", "-m", "textvae", *sys.argv[1:])
     except SignalException as error:  # passed on to the processes, which have saved and ended
-        raise Interrupted(f"stopped by {error.sigval.name}. {GO_ON}") from error
+        raise Interrupted(f"stopped by {error.sigval.name}. {then}".rstrip()) from error
     except ChildFailedError as error:
-        rank, failure = error.get_first_failure()
+        number, failure = error.get_first_failure()
         if failure.exitcode == Interrupted.exit_code:  # a signal to one of them, and all have saved and ended
-            raise Interrupted(f"stopped in process {rank} of {count}. {GO_ON}") from error
+            raise Interrupted(f"stopped in process {number} of {count}. {then}".rstrip()) from error
         if failure.exitcode >= 0:
             raise TrainingError(
-                f"process {rank} of {count} ended with exit code {failure.exitcode}; its message is above. {GO_ON}"
+                f"process {number} of {count} ended with exit code {failure.exitcode}; "
+                f"its message is above. {then}".rstrip()
             ) from error
         name = failure.signal_name()
         hint = " (often the system's, out of memory)" if name == "SIGKILL" else ""
         raise TrainingError(
-            f"process {rank} of {count} was ended by {name}{hint}, and the others with it. {GO_ON}"
+            f"process {number} of {count} was ended by {name}{hint}, and the others with it. {then}".rstrip()
         ) from error
