@@ -43,6 +43,10 @@ REFUSED = {
         "distance: cosine",
     ),
     "embeddings under cross entropy": ({"model__output": {"kind": "nearest_embedding"}}, "model.output.kind"),
+    "a tied adaptive softmax": (
+        {"model__output": {"kind": "adaptive_softmax"}, "model__tie_output": True},
+        "model.tie_output: adaptive_softmax",
+    ),
     "a tied nearest embedding": (
         {"objective": {"reconstruction": {"kind": "cosine"}}, "model__tie_output": True},
         "model.tie_output: nearest_embedding",

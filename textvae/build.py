@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -26,6 +27,8 @@ from textvae.schedules import DECAYS, RATES, SCHEDULES, Constant, Horizon
 from textvae.text.noise import NOISES, Chain, Vocabulary, WordDropout
 from textvae.text.tokenizers import TOKENIZERS
 from textvae.types import Divergence, Schedule, Tokenizer
+
+KERNELS_KEPT = "128"
 
 # A term of the objective is a divergence, or a head of the model with its loss.
 TERMS = Registry("divergence", {**DIVERGENCES.kinds, **HEADS.kinds}, default=DIVERGENCES.default)
@@ -96,6 +99,7 @@ def build_model(recipe: Recipe, tokenizer: Tokenizer, *, trust_code: bool = True
     Raises:
         UserError: a section or combination that cannot be built.
     """
+    _bound_kernel_caches()
     config = recipe.model
 
     def build(path: str, section: Section, *args: Any) -> Any:
@@ -146,6 +150,17 @@ def build_model(recipe: Recipe, tokenizer: Tokenizer, *, trust_code: bool = True
         output.weight = embedding.weight
     build("model.initialization", config.initialization)(model)
     return model
+
+
+def _bound_kernel_caches() -> None:
+    """Lets oneDNN keep fewer of its kernels, of which it makes new ones for each shape of input.
+
+    By default it keeps 1,024, and torch's binding as many once more; with sentences of many lengths, in bf16, that was
+    some GiB after an hour. With 128 it stays where it is after a minute, at 3 % of a step's time or less. Read by both
+    when they are first needed; what the user has set stays.
+    """
+    for name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
+        os.environ.setdefault(name, KERNELS_KEPT)
 
 
 def build_objective(recipe: Recipe, horizon: Horizon, *, trust_code: bool = True) -> Objective:

@@ -62,6 +62,8 @@ def _reconstruction_problems(recipe: Recipe) -> list[str]:
         )
     if nearest and recipe.model.tie_output:
         found.append("model.tie_output: nearest_embedding has no output matrix; its tokens are the embeddings already")
+    if output.kind == "adaptive_softmax" and recipe.model.tie_output:
+        found.append("model.tie_output: adaptive_softmax has no matrix of the embeddings' shape; take softmax")
     if kind == "importance_weighted":
         if not recipe.model.latent_dim:
             found.append("objective.reconstruction.kind: importance_weighted needs latents, and model.latent_dim is 0")

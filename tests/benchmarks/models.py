@@ -41,7 +41,13 @@ class Ids:
         return self.vocabulary
 
 
-def recipe_of(sizes: Sizes, optimizer: str, data: dict[str, Any] | None = None, batch_size: int = 32) -> Recipe:
+def recipe_of(
+    sizes: Sizes,
+    optimizer: str,
+    data: dict[str, Any] | None = None,
+    batch_size: int = 32,
+    output: dict[str, Any] | None = None,
+) -> Recipe:
     """Returns ptb-vae's model at these sizes, without dropout, so that losses can be compared."""
     return Recipe.model_validate(
         {
@@ -51,6 +57,7 @@ def recipe_of(sizes: Sizes, optimizer: str, data: dict[str, Any] | None = None, 
                 "embedding_dim": sizes.embedding,
                 "encoder": {"hidden_dim": sizes.hidden},
                 "decoder": {"hidden_dim": sizes.hidden, "z_to": ["state", "input"]},
+                "output": output or {"kind": "softmax"},
             },
             "objective": {"kl": {"kind": "kl", "weight": 1.0}},
             "training": {
@@ -63,9 +70,10 @@ def recipe_of(sizes: Sizes, optimizer: str, data: dict[str, Any] | None = None, 
     )
 
 
-def our_model(sizes: Sizes) -> SequenceVAE:
+def our_model(sizes: Sizes, output: dict[str, Any] | None = None) -> SequenceVAE:
     torch.manual_seed(0)
-    return build.build_model(recipe_of(sizes, "sgd"), Ids(sizes.vocabulary))  # type: ignore[arg-type]
+    recipe = recipe_of(sizes, "sgd", output=output)
+    return build.build_model(recipe, Ids(sizes.vocabulary))  # type: ignore[arg-type]
 
 
 def textbook_model(sizes: Sizes) -> Textbook:
@@ -85,11 +93,13 @@ def copy_weights(source: Textbook, target: SequenceVAE) -> None:
     target.load_state_dict(values)
 
 
-def our_trainer(sizes: Sizes, optimizer: str, device: torch.device) -> Callable[[list[list[int]]], None]:
+def our_trainer(
+    sizes: Sizes, optimizer: str, device: torch.device, output: dict[str, Any] | None = None
+) -> Callable[[list[list[int]]], None]:
     """Returns a function from sentences to one step of the loop's own: loss, gradients, clipping, optimiser."""
-    recipe = recipe_of(sizes, optimizer)
+    recipe = recipe_of(sizes, optimizer, output=output)
     accelerator = Accelerator(cpu=device.type == "cpu")
-    model, horizon = our_model(sizes), Horizon(1_000, 100_000)
+    model, horizon = our_model(sizes, output), Horizon(1_000, 100_000)
     objective = build.build_objective(recipe, horizon)
     unprepared = OPTIMIZERS.build(recipe.training.optimizer.as_dict(), list(model.parameters()), path="optimizer")
     base_rates = [group["lr"] for group in unprepared.param_groups]

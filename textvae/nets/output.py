@@ -284,6 +284,11 @@ def _add_targets(
 # A name, not a class, where a module of its own holds it.
 OUTPUTS = Registry(
     "output",
-    {"softmax": SoftmaxOutput, "nearest_embedding": "textvae.nets.nearest:NearestEmbedding"},
+    {
+        "softmax": SoftmaxOutput,
+        "adaptive_softmax": "textvae.nets.approximate:AdaptiveSoftmaxOutput",
+        "sampled_softmax": "textvae.nets.approximate:SampledSoftmaxOutput",
+        "nearest_embedding": "textvae.nets.nearest:NearestEmbedding",
+    },
     default="softmax",
 )
