@@ -17,6 +17,7 @@ from tests.benchmarks.sizes import SMALL, lines
 from textvae.recipe_file import dump
 from textvae.text import corpora, encoding, tokenizers
 from textvae.text.batching import Batches, TokenStore
+from textvae.training.setup import learned_from
 from textvae.types import Tokenizer
 
 BATCH, VALIDATION = 32, 10
@@ -47,8 +48,7 @@ class _Corpus:
         datasets.config.HF_DATASETS_CACHE = Path(tempfile.mkdtemp(dir=self.folder))
         try:
             corpus = corpora.load(self.recipe.data)
-            texts = (row["text"] for row in corpus.parts["train"])
-            tokenizer = tokenizers.train(self.recipe.tokenizer.as_dict(), texts)
+            tokenizer = tokenizers.train(self.recipe.tokenizer.as_dict(), learned_from(corpus, None))
             return TokenStore(encoding.encode(corpus, tokenizer, self.recipe.data).parts["train"]), tokenizer
         finally:
             datasets.config.HF_DATASETS_CACHE = kept

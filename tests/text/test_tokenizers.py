@@ -1,3 +1,4 @@
+import copy
 import gzip
 import json
 import pickle
@@ -11,9 +12,11 @@ import sentencepiece
 import tokenizers as library
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tokenizers import normalizers, pre_tokenizers
 
 from textvae.errors import TokenizerError, UserError
 from textvae.registry import UntrustedCodeError
+from textvae.text.codecs import LibraryCodec
 from textvae.text.tokenizers import TOKENIZERS, load, train
 from textvae.types import Tokenizer
 
@@ -139,6 +142,33 @@ def test_words_are_those_of_split_at_every_white_space():
     tokenizer = train({"kind": "word"}, [text])
     assert set(text.split()) == set(tokenizer.codec.names()) - {"<pad>", "<s>", "</s>", "<unk>"}
     assert tokenizer.decode(tokenizer.encode([text])) == [" ".join(text.split())]
+
+
+WORDS = train({"kind": "word"}, ["a </s> <s> b b.c A", *TEXTS])
+
+
+@given(st.lists(st.text() | st.sampled_from(["a </s>b", "<s> <unk>", "a\x1cb\u2028c", "b\u00a0a"]), max_size=5))
+def test_words_looked_up_are_those_the_library_finds(texts):
+    codec = WORDS.codec
+    assert codec._words is not None
+    found = [row.ids for row in codec.tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+    assert codec.encode(texts) == found
+
+
+@pytest.mark.parametrize("change", ["normalizer", "splitter", "token"])
+def test_a_word_tokenizer_that_does_more_is_left_to_the_library(change):
+    other = copy.deepcopy(WORDS.codec.tokenizer)
+    if change == "normalizer":
+        other.normalizer = normalizers.Lowercase()
+    elif change == "splitter":
+        other.pre_tokenizer = pre_tokenizers.Whitespace()
+    else:
+        other.add_tokens(["a b"])
+    codec = LibraryCodec(other)
+    text = "A a b.c"
+    expected = [other.encode(text, add_special_tokens=False).ids]
+    assert codec.encode([text]) == expected
+    assert expected != WORDS.codec.encode([text])
 
 
 def test_words_are_numbered_by_frequency_and_cut_by_size_and_frequency():

@@ -54,6 +54,10 @@ class AdaptiveSoftmaxOutput(nn.Module):
             raise UserError(
                 f"model.output.cutoffs: got {chosen}; they must rise and lie below the vocabulary's {vocabulary:,}"
             )
+        if hidden_dim // factor ** len(chosen) < 1:
+            raise UserError(
+                f"model.output.factor: got {factor:g}; {len(chosen)} clusters leave the last none of {hidden_dim}"
+            )
         self.layer = nn.AdaptiveLogSoftmaxWithLoss(hidden_dim, vocabulary, chosen, div_value=factor, head_bias=bias)
 
     def logits(self, hidden: Tensor) -> Tensor:

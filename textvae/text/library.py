@@ -15,8 +15,6 @@ from textvae.text.codecs import SPECIALS, UNK
 
 LONGEST_PIECE = 2000  # characters of a text that a trainer of subwords sees at once
 PIECE = re.compile(rf".{{1,{LONGEST_PIECE}}}(?=\s|\Z)|\S{{1,256}}|.", re.DOTALL)  # at white space, if there is any
-# The white space of str.split(), which Unicode's own property (and the library's splitter) lacks 1C to 1F of.
-WHITE_SPACE = "[\t-\r\x1c-\x20\x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]+"
 
 
 def vocabulary(

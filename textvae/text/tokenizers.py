@@ -27,6 +27,7 @@ from textvae.text.codecs import (
     SPECIALS,
     TRAINED_IDS,
     UNK,
+    WHITE_SPACE,
     ByteCodec,
     Codec,
     LibraryCodec,
@@ -34,7 +35,7 @@ from textvae.text.codecs import (
     TextTokenizer,
     read,
 )
-from textvae.text.library import WHITE_SPACE, byte_level, byte_level_options, cut, one_thread, repeatable, vocabulary
+from textvae.text.library import byte_level, byte_level_options, cut, one_thread, repeatable, vocabulary
 from textvae.types import Tokenizer
 
 SPELLINGS = {
