@@ -13,7 +13,7 @@ from textvae.errors import suggest
 LARGEST = 2**53  # of any whole number; beyond it a float no longer holds each one
 LARGEST_OF = {
     **dict.fromkeys(("latent_dim", "embedding_dim", "hidden_dim", "components", "projections"), 2**16),
-    **dict.fromkeys(("layers", "transforms", "threads"), 2**8),
+    **dict.fromkeys(("layers", "transforms", "threads", "stream_workers"), 2**8),
     **dict.fromkeys(("steps", "iterations", "starts", "samples", "beam_size"), 10**4),
     **dict.fromkeys(("train", "validation", "test"), 10**9),
     **dict.fromkeys(("batch_size", "accumulation", "shuffle_buffer", "max_length", "iw_samples"), 10**8),
@@ -95,11 +95,11 @@ class Data(Frozen):
     format: Literal["text", "csv", "tsv", "json", "parquet"] | None = Field(
         default=None, description="of `files`; read from their names where absent"
     )
-    splits: dict[Part, str] | None = Field(
-        default=None, description="the source's names of the parts, for `hub` and `folder`"
-    )
+    splits: dict[Part, str] | None = Field(default=None, description="the parts' names in `hub` and `folder`")
     column: str | None = Field(default=None, description="the column of sentences; needed where there are several")
     streaming: bool = Field(default=False, description="never hold the training part; read it anew each epoch")
+    stream_shares: bool = Field(default=False, description="each process reads its own share of a stream, not all")
+    stream_workers: Annotated[int, Field(ge=0)] = Field(default=0, description="processes that read a stream ahead")
     shuffle_buffer: Count = Field(default=10_000, description="sentences held to shuffle and to sort a stream")
     validation_fraction: Annotated[float, Field(gt=0.0, lt=1.0)] | None = Field(
         default=None, description="cut from the training part where there is no validation part (0.05 if absent)"
@@ -128,6 +128,8 @@ class Data(Frozen):
                 raise ValueError(".validation_fraction: is given, and so is a validation part; keep one of them")
             if self.streaming:
                 raise ValueError(".validation_fraction: cannot cut a stream; name a validation file or split")
+        if (self.stream_shares or self.stream_workers) and not self.streaming:
+            raise ValueError(".streaming: is needed for stream_shares and stream_workers")
         if self.streaming and self.grammar is not None:
             raise ValueError(".streaming: is for hub, files and folder; the grammar is generated in memory")
         return self
@@ -324,10 +326,8 @@ class Recipe(Frozen):
     def _consistent(self) -> Recipe:
         if self.model.latent_dim == 0 and self.objective.terms:
             names = ", ".join(f"objective.{name}" for name in self.objective.terms)
-            raise ValueError(
-                f"{names}: a language model (model.latent_dim: 0) has no latent to hold to a prior; "
-                "set the term to null"
-            )
+            said = "has no latent to hold to a prior; set the term to null"
+            raise ValueError(f"{names}: a language model (model.latent_dim: 0) {said}")
         measured = [*MONITORS, *(f"term_{name}" for name in self.objective.terms)]
         if self.training.monitor not in measured:
             found = f"got {self.training.monitor!r}, which is no figure of an evaluation"

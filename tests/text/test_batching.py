@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from textvae.errors import CorpusError
-from textvae.text.batching import Batches, ListStore, StreamBatches, TokenStore, collate, evaluation_batches, plan
+from textvae.text.batching import Batches, ListStore, TokenStore, collate, evaluation_batches, plan
+from textvae.text.streams import StreamBatches
 
 CORPUS = [[1, *range(4, 4 + n % 13), 2] for n in range(101)]
 

@@ -6,7 +6,7 @@ turns at its rows. So a recipe's result does not depend on the machine that ran 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -164,7 +164,7 @@ class Batches:
         self.rank, self.world = process
         self.accumulation = accumulation
         self._order: list[Rows] | None = None  # the first epoch's batches, where some are drawn one by one
-        _check_pieces(min(batch_size, len(store)), self.world * accumulation)
+        check_pieces(min(batch_size, len(store)), self.world * accumulation)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -195,67 +195,6 @@ class Batches:
             smallest=self.world * self.accumulation,
             generator=np.random.default_rng([self.seed, epoch]),
         )
-
-
-class StreamBatches:
-    """The batches of a stream that never stands in memory whole.
-
-    The stream is read in order into buffers; each is batched as a small corpus is, by seed, epoch and the
-    buffer's number. A position is a count of steps, found again by reading up to it.
-
-    Args:
-        stream: () -> a fresh iterator over ids <s> .. </s>.
-        buffer: sentences held at once.
-        pad_id, batch_size, batch_tokens, seed, process, accumulation: as for `Batches`.
-    """
-
-    steps_per_epoch = None
-
-    def __init__(
-        self,
-        stream: Callable[[], Iterable[Sequence[int]]],
-        pad_id: int,
-        *,
-        buffer: int,
-        batch_size: int,
-        batch_tokens: int | None = None,
-        seed: int = 0,
-        process: tuple[int, int] = (0, 1),
-        accumulation: int = 1,
-    ) -> None:
-        self.stream, self.pad_id, self.buffer = stream, pad_id, max(buffer, batch_size)
-        self.batch_size, self.batch_tokens, self.seed = batch_size, batch_tokens, seed
-        self.rank, self.world = process
-        self.accumulation = accumulation
-        _check_pieces(batch_size, self.world * accumulation)
-
-    def epoch(self, epoch: int, skip: int = 0) -> Iterator[Step]:
-        """Yields the steps of an epoch, the first `skip` left out."""
-        pieces = self.world * self.accumulation
-        for number, sentences in enumerate(self._buffers()):
-            if len(sentences) < pieces:
-                continue  # a rest at the very end that cannot be shared out
-            batches = plan(
-                np.asarray([len(s) - 1 for s in sentences], dtype=np.int64),
-                batch_size=self.batch_size,
-                batch_tokens=self.batch_tokens,
-                bucket_batches=-(-len(sentences) // self.batch_size),
-                smallest=pieces,
-                generator=np.random.default_rng([self.seed, epoch, number]),
-            )
-            for rows in batches[skip:]:
-                yield make_step([sentences[int(row)] for row in rows], self.pad_id, self.rank, self.world, pieces)
-            skip = max(0, skip - len(batches))
-
-    def _buffers(self) -> Iterator[list[Sequence[int]]]:
-        held: list[Sequence[int]] = []
-        for sentence in self.stream():
-            held.append(sentence)
-            if len(held) == self.buffer:
-                yield held
-                held = []
-        if held:
-            yield held
 
 
 def make_step(
@@ -290,7 +229,8 @@ def evaluation_batches(
         begin += size
 
 
-def _check_pieces(sentences: int, pieces: int) -> None:
+def check_pieces(sentences: int, pieces: int) -> None:
+    """Raises CorpusError where a step's batch has fewer sentences than pieces."""
     if sentences < pieces:
         raise CorpusError(
             f"training.batch_size: a step's batch has {sentences} sentence(s), too few for {pieces} pieces "

@@ -21,7 +21,8 @@ from textvae.recipe_file import dump
 from textvae.recipe_file import load as load_recipe
 from textvae.schedules import DECAYS, RATES, Horizon, Plateau
 from textvae.text import corpora, encoding, grammar, tokenizers
-from textvae.text.batching import Batches, StreamBatches, TokenStore
+from textvae.text.batching import Batches, TokenStore
+from textvae.text.streams import Reader, SharedStreamBatches, StreamBatches
 from textvae.training.critics import optimizers
 from textvae.types import Schedule, Tokenizer
 
@@ -45,7 +46,7 @@ class Experiment:
     unwrapped: SequenceVAE
     objective: Objective
     optimizer: Any
-    batches: Batches | StreamBatches
+    batches: Batches | StreamBatches | SharedStreamBatches
     validation: TokenStore
     horizon: Horizon
     rate: Schedule
@@ -218,7 +219,7 @@ def learned_from(corpus: corpora.Corpus, at_most: int | None) -> Iterator[str]:
 
 def _batches(
     recipe: Recipe, encoded: encoding.EncodedCorpus, tokenizer: Tokenizer, accelerator: Accelerator
-) -> Batches | StreamBatches:
+) -> Batches | StreamBatches | SharedStreamBatches:
     training = recipe.training
     shared: dict[str, Any] = {
         "batch_size": training.batch_size,
@@ -227,11 +228,14 @@ def _batches(
         "process": (accelerator.process_index, accelerator.num_processes),
         "accumulation": training.accumulation,
     }
-    part = encoded.parts["train"]
-    if recipe.data.streaming:
-        return StreamBatches(
-            lambda: (row["tokens"] for row in part), tokenizer.pad_id, buffer=recipe.data.shuffle_buffer, **shared
-        )
+    part, data = encoded.parts["train"], recipe.data
+    if data.streaming:
+        counts, process = encoded.dropped["train"], shared["process"]
+        if not data.stream_shares:
+            read = Reader(part, counts, workers=data.stream_workers)
+            return StreamBatches(read, tokenizer.pad_id, buffer=data.shuffle_buffer, **shared)
+        read = Reader(part, counts, workers=data.stream_workers, share=process)
+        return SharedStreamBatches(read, tokenizer.pad_id, buffer=data.shuffle_buffer, **shared)
     return Batches(TokenStore(part), tokenizer.pad_id, bucket_batches=training.bucket_batches, **shared)
 
 
