@@ -5,6 +5,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from textvae import recipe_file
+from textvae.build import problems as problems_of_recipe
+from textvae.build import section_problems
 from textvae.errors import RecipeError
 from textvae.recipe import Recipe
 
@@ -281,3 +283,27 @@ def test_any_override_is_taken_or_an_error_for_people(tmp_path, path, value):
     except RecipeError as error:
         found = error
     assert isinstance(found, Recipe) or found.problems
+
+
+def test_a_wrong_shape_hides_no_wrong_section(tmp_path):
+    path = tmp_path / "r.yaml"
+    path.write_text(
+        DATA + "model: {latent_dmi: 4, decoder: {hidden_dmi: 3}, noise: [{kind: drop}, {kind: swop}]}\n"
+        "objective: {kl: {kind: klx, weight: {kind: linaer}}, reconstruction: {kind: cross}, mmd: 3}\n"
+        "training: {max_steps: -3, optimizer: {kind: sgd, lr: -1.0}}\n"
+    )
+    with pytest.raises(RecipeError) as caught:
+        recipe_file.load(path, ["training.batch_size=0"], check=problems_of_recipe, check_sections=section_problems)
+    assert [problem.partition(":")[0] for problem in caught.value.problems] == [
+        "model.latent_dmi",
+        "objective.mmd",
+        "training.batch_size",
+        "training.max_steps",
+        "model.decoder.hidden_dmi",
+        "model.noise.0.kind",
+        "model.noise.1.kind",
+        "objective.reconstruction.kind",
+        "objective.kl.kind",
+        "objective.kl.weight.kind",
+        "training.optimizer.lr",
+    ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -58,6 +58,30 @@ def problems(recipe: Recipe, *, trust_code: bool = True) -> list[str]:
     for path, registry, options in _sections(recipe):
         found += registry.problems(options, path, trust_code=trust_code)
     return found or [*contradictions(recipe), *tried(recipe)]
+
+
+def section_problems(values: Any, *, trust_code: bool = True) -> list[str]:
+    """Returns what is wrong with the sections of plain values that are no recipe, each by itself."""
+    found = []
+    for path, registry in FAMILIES.items():
+        for where, section in _at(values, path.split("."), ()):
+            # A term has to name its kind; elsewhere the family's own one stands for it.
+            if isinstance(section, Mapping) and ("kind" in section or not path.startswith("objective.*")):
+                options = {key: value for key, value in section.items() if path != "objective.*" or key != "weight"}
+                found += registry.problems(options, where, trust_code=trust_code)
+    return found
+
+
+def _at(values: Any, keys: Sequence[str], path: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
+    """The values at a key path, each with its own, where `*` is any key but `reconstruction`; of a list its items."""
+    if not keys:
+        items = enumerate(values) if isinstance(values, list) else [(None, values)]
+        yield from ((".".join([*path, *([] if key is None else [str(key)])]), value) for key, value in items)
+    elif isinstance(values, Mapping):
+        chosen = [key for key in values if key != "reconstruction"] if keys[0] == "*" else [keys[0]]
+        for key in chosen:
+            if key in values:
+                yield from _at(values[key], keys[1:], (*path, str(key)))
 
 
 def check(recipe: Recipe, source: str = "recipe", *, trust_code: bool = True) -> None:

@@ -192,7 +192,9 @@ def _checked_recipe(options: argparse.Namespace) -> Any:
     from textvae import build, recipe_file
 
     # Checked while the layers are known, so that a message says which file, or the command line, set the key.
-    return recipe_file.load(options.recipe, options.overrides, check=build.problems)
+    return recipe_file.load(
+        options.recipe, options.overrides, check=build.problems, check_sections=build.section_problems
+    )
 
 
 def _load(options: argparse.Namespace) -> Any:

@@ -31,7 +31,11 @@ Frozen = TypeVar("Frozen", bound=pydantic.BaseModel)
 
 
 def load(
-    path: str | Path, overrides: Sequence[str] = (), *, check: Callable[[Recipe], list[str]] | None = None
+    path: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    check: Callable[[Recipe], list[str]] | None = None,
+    check_sections: Callable[[Mapping[str, Any]], list[str]] | None = None,
 ) -> Recipe:
     """Reads a recipe.
 
@@ -39,6 +43,7 @@ def load(
         path: the YAML file.
         overrides: "key.path=value" each, the value in YAML; together they are the last layer.
         check: returns what else is wrong with the recipe, one message a problem, each opening with its key path.
+        check_sections: the same of plain values that are no recipe for another reason, so that all is said at once.
 
     Raises:
         RecipeError: everything that is wrong with it, each message with its key path.
@@ -54,7 +59,10 @@ def load(
     try:
         recipe = parse(merged, source)
     except RecipeError as error:
-        raise RecipeError([_with_origin(problem, layers, source) for problem in error.problems], source) from None
+        said = {_key(problem) for problem in error.problems}
+        more = check_sections(merged) if check_sections else []
+        problems = [*error.problems, *(problem for problem in more if _key(problem) not in said)]
+        raise RecipeError([_with_origin(problem, layers, source) for problem in problems], source) from None
     found = check(recipe) if check else []
     if found:
         raise RecipeError([_with_origin(problem, layers, source) for problem in found], source)
@@ -283,9 +291,13 @@ def _default_kind(path: tuple[str, ...]) -> str | None:
     return getattr(section, "kind", None)
 
 
+def _key(problem: str) -> str:
+    return problem.partition(": ")[0]
+
+
 def _with_origin(problem: str, layers: Sequence[_Layer], source: str) -> str:
     """Adds to a message where its key was set, if that is not the recipe file itself."""
-    keys = problem.partition(": ")[0].split(".")
+    keys = _key(problem).split(".")
     for path in (keys, keys[:-1]):
         said = [(layer.origin, value) for layer in layers for value in _at(layer.values, path)]
         if said:

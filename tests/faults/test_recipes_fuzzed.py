@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import functools
 import json
 import re
 import signal
@@ -50,7 +51,11 @@ def outcome(text: str, folder) -> Recipe | UserError:
     (folder / "r.yaml").write_bytes(text.encode("utf-8", "surrogatepass"))
     try:
         with ended(SECONDS):
-            recipe = recipe_file.load(folder / "r.yaml", check=lambda recipe: build.problems(recipe, trust_code=False))
+            recipe = recipe_file.load(
+                folder / "r.yaml",
+                check=functools.partial(build.problems, trust_code=False),
+                check_sections=functools.partial(build.section_problems, trust_code=False),
+            )
     except UserError as error:
         return error
     assert recipe_file.parse(recipe.resolved()) == recipe  # what is taken can be written and read back
