@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import atexit
 import json
 import os
 import sys
@@ -99,6 +100,7 @@ def _train(options: argparse.Namespace) -> None:
     if launch.wanted(options.processes):
         launch.relaunch(options.processes, gpus=launch.has_gpu(), then=launch.GO_ON)
         return
+    atexit.register(launch.leave)
     train(recipe, folder, resume=options.resume, quiet=options.quiet)
 
 

@@ -52,11 +52,17 @@ def joined(*, gpus: bool) -> bool:
         return False
     from accelerate import PartialState
 
-    state = PartialState(cpu=not gpus)
-    atexit.register(state.destroy_process_group)  # one that ends with its connections open can bring another down
+    PartialState(cpu=not gpus)
+    atexit.register(leave)
     if not is_first():
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return True
+
+
+def leave() -> None:
+    """Ends this process's connections to the others; one that ends with them open can bring another down."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def is_first() -> bool:

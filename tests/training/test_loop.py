@@ -198,6 +198,29 @@ def test_collapse_is_said_with_the_keys_that_help(values, tmp_path, capfd):
     assert "objective.kl.free_nats" in message
 
 
+def test_collapse_is_said_when_it_lasts_or_at_the_end(values, tmp_path, capfd):
+    """After one evaluation the model may have hardly begun; what the last one found is said in any case."""
+    values["objective"] = {"kl": {"kind": "kl", "weight": 50.0}}
+    warnings = {}
+    for every, steps in ((10, 30), (30, 30)):
+        train(recipe(values, max_steps=steps, evaluate_every=every), tmp_path / str(every))
+        lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith(("epoch", "warning", "done"))]
+        warnings[every] = [line.split()[0] for line in lines]
+    assert warnings[10] == ["epoch", "epoch", "warning:", "epoch", "done:"]
+    assert warnings[30] == ["epoch", "warning:", "done:"]
+
+
+@pytest.mark.parametrize("posterior", ["gaussian", "point"])
+def test_an_autoencoder_that_has_not_begun_is_told_to_train_longer(values, tmp_path, capfd, posterior):
+    values["model"]["posterior"] = {"kind": posterior}
+    values["objective"] = {"kl": {"kind": "kl", "weight": 0.0}} if posterior == "gaussian" else {"kl": None}
+    train(recipe(values, max_steps=2, evaluate_every=1), tmp_path / "run", quiet=True)
+    said = capfd.readouterr().err
+    assert "z says nothing of the sentence yet (0 active units)" in said
+    assert "nan" not in said
+    assert "free_nats" not in said
+
+
 def test_a_run_is_not_overwritten_and_not_resumed_with_another_recipe(values, tmp_path):
     run = train(recipe(values), tmp_path / "run", quiet=True)
     with pytest.raises(CheckpointError, match="--resume"):

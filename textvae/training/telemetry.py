@@ -55,6 +55,7 @@ class Telemetry:
         self.quiet = quiet or not self.main
         self.path = folder / checkpoint.METRICS
         self.warned = False
+        self.collapsed: str | None = None  # what there is to say of the last evaluation
         self.since = time.monotonic()
         self.tokens = 0
         self.pending: list[tuple[Losses, Tensor]] = []
@@ -117,11 +118,20 @@ class Telemetry:
             self._print(self._line(step, numbers, weights, gained, elapsed_s))
         latent_dim = self.recipe.model.latent_dim
         collapsed = numbers["kl"] < COLLAPSED_KL or numbers["active_units"] == 0
-        if latent_dim and collapsed and not self.warned and self._at_top(step, weights):
-            self.warned = True
-            self._print(collapse_warning(self.recipe, numbers))
+        if not (latent_dim and collapsed and self._at_top(step, weights)):
+            self.collapsed = None
+        elif self.collapsed is not None:
+            self._warn()
+        else:  # the first evaluation may be of a model that has hardly begun
+            self.collapsed = collapse_warning(self.recipe, numbers)
         # The time of an evaluation is not the training's.
         self.since, self.tokens = time.monotonic(), 0
+
+    def _warn(self) -> None:
+        """Says, once, that the posterior has collapsed, if the last evaluation found that."""
+        if self.collapsed is not None and not self.warned:
+            self.warned = True
+            self._print(self.collapsed)
 
     def _line(
         self, step: int, numbers: dict[str, float], weights: dict[str, float], gained: bool, elapsed_s: float
@@ -174,6 +184,7 @@ class Telemetry:
             return
         from textvae.plots import curves
 
+        self._warn()
         curves(self.folder)
         if skipped:
             self._print(f"warning: {skipped:,} steps were left out, for their gradients were not finite")
@@ -224,6 +235,12 @@ class Telemetry:
 
 def collapse_warning(recipe: Recipe, numbers: dict[str, float]) -> str:
     """Returns the warning of a collapsed posterior, with the recipe keys that help and are not yet used."""
+    units = f"{numbers['active_units']:.0f} active units"
+    if not any(term.weight != 0.0 for term in recipe.objective.terms.values()):
+        return (
+            f"warning: z says nothing of the sentence yet ({units}), though nothing holds it to a prior: every "
+            "reconstruction will be much the same. Train longer, or with a higher training.optimizer.lr"
+        )
     term = next((name for name, term in recipe.objective.terms.items() if term.kind == "kl"), "kl")
     options = recipe.objective.terms[term].as_dict() if term in recipe.objective.terms else {}
     advice = []
@@ -233,7 +250,8 @@ def collapse_warning(recipe: Recipe, numbers: dict[str, float]) -> str:
     if recipe.model.word_dropout < 0.25:
         advice.append("model.word_dropout: 0.4")
     advice.append(f"objective.mmd: {{kind: mmd, weight: 10}} instead of objective.{term}")
+    rate = f"KL {numbers['kl']:.3f} nats, " if math.isfinite(numbers["kl"]) else ""  # a point has none
     return (
-        f"warning: the posterior has collapsed (KL {numbers['kl']:.3f} nats, {numbers['active_units']:.0f} active "
-        "units): the decoder ignores z, and every sample will be much the same. What helps: " + "; ".join(advice)
+        f"warning: the posterior has collapsed ({rate}{units}): the decoder ignores z, and every sample will be much "
+        "the same. What helps: " + "; ".join(advice)
     )
