@@ -13,6 +13,7 @@ import torch
 from tests.benchmarks.case import Case, Done, Options
 from tests.benchmarks.cases import CASES
 from tests.benchmarks.limit import Operations, timed
+from tests.benchmarks.models import RATE
 from tests.benchmarks.peak import peak
 
 
@@ -24,11 +25,12 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5, help="interleaved runs of each side (5)")
     parser.add_argument("--quick", action="store_true", help="smaller work, for a look")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--optimizer", choices=list(RATE), default="sgd", help="of the training cases, on both sides")
     parser.add_argument("--side", choices=["ours", "textbook"], help=argparse.SUPPRESS)  # a memory case's child
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
-    chosen = Options(torch.device(options.device), quick=options.quick)
+    chosen = Options(torch.device(options.device), options.optimizer, options.quick)
     if options.side:
         print(json.dumps(_memory_of_one(CASES[options.only[0]](chosen), options.side)))
         return
@@ -83,7 +85,8 @@ def _floor(operations: Operations, rates: Operations) -> float:
 def _child(name: str, side: str, options: argparse.Namespace) -> float | None:
     """Peak memory of one run in a process of its own, MiB above an idle one with the same imports."""
     command = [sys.executable, "-m", "tests.benchmarks", "--only", name, "--side", side]
-    command += ["--threads", str(options.threads), "--device", options.device, *["--quick"] * options.quick]
+    command += ["--threads", str(options.threads), "--device", options.device, "--optimizer", options.optimizer]
+    command += ["--quick"] * options.quick
     printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     return json.loads(printed)
 
