@@ -57,7 +57,7 @@ def test_each_command_of_the_guide_does_what_the_guide_says_as_it_is_written(fol
     said = {}
     for command in commands:
         done = subprocess.run(
-            ["bash", "-c", command], cwd=folder, env=environment, capture_output=True, text=True, timeout=120
+            ["bash", "-c", command], cwd=folder, env=environment, capture_output=True, text=True, timeout=400
         )
         assert done.returncode == 0, command + "\n" + done.stderr
         said[command.split()[1], "data" in command.split()] = done.stdout.splitlines()
@@ -110,7 +110,7 @@ def test_the_notebook_stands_without_outputs_and_runs_from_end_to_end(folder, mo
     monkeypatch.setenv("JUPYTER_PATH", str(folder / "kernels"))
     monkeypatch.setenv("IPYTHONDIR", str(folder / "ipython"))
     client = nbclient.NotebookClient(
-        notebook, timeout=120, kernel_name="guide", resources={"metadata": {"path": str(folder)}}
+        notebook, timeout=400, kernel_name="guide", resources={"metadata": {"path": str(folder)}}
     )
     client.execute()
     shown = [kind for cell in code for output in cell.outputs for kind in output.get("data", {})]
