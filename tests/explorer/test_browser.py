@@ -162,10 +162,9 @@ def test_every_control_answers_what_the_run_says(page, vae, views):
         page.locator(f"#{side}").get_by_text(vae.reconstruct([B])[0], exact=True).locator(
             "visible=true"
         ).first.wait_for()
+    drawn = vae.sample(10, seed=0, method="sample")[-1]  # before the page draws
     page.locator("#both-sample").click()
-    page.locator("#both-left").get_by_text(vae.sample(10, seed=0, method="sample")[-1], exact=True).locator(
-        "visible=true"
-    ).first.wait_for()
+    visible(page, "both-left", drawn)
     shot(page, "side-by-side")
 
 
