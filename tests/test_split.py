@@ -130,6 +130,7 @@ def test_what_several_processes_cannot_do_is_one_line(run, capfd):
     wrong = {
         ("score", str(folder), "--processes", "2"): "--processes: several cannot share standard input; name a file",
         ("sample", str(folder), "--processes", "0"): "--processes: got 0; it must be 1 or more",
+        ("sample", str(folder), "--processes", "2", "--device", "cuda:1"): "--device: got cuda:1; several processes",
         ("sample", str(folder / "absent"), "--processes", "2"): "absent: holds no run",
     }
     for arguments, message in wrong.items():

@@ -85,6 +85,8 @@ def _shared_out(options: argparse.Namespace) -> bool:
         raise UserError("--processes: several cannot share standard input; name a file")
     if not launch.wanted(processes):
         return False
+    if ":" in options.device:
+        raise UserError(f"--device: got {options.device}; several processes take a GPU each: --device cuda")
     _load(options)  # a run that cannot be loaded is one line here, and one from each process there
     launch.relaunch(processes, gpus=options.device.startswith("cuda"))
     return True

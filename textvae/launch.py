@@ -79,9 +79,12 @@ def relaunch(processes: int | None, *, gpus: bool, then: str = "") -> None:
         then: what the user can do when they have ended early.
 
     Raises:
+        UserError: fewer GPUs than processes.
         TrainingError: they ended with an error; names the process and its signal, or refers to what it has printed.
     """
     count = processes or torch.cuda.device_count()
+    if gpus and count > torch.cuda.device_count():
+        raise UserError(f"--processes: got {count}, one to a GPU, and there are {torch.cuda.device_count()}")
     # A child that finds this never starts children of its own, whatever the launcher has told it.
     os.environ[STARTED] = "1"
     if gpus:

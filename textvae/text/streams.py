@@ -14,7 +14,7 @@ import torch
 
 from textvae.distributed import all_results
 from textvae.errors import CorpusError, UserError
-from textvae.text.batching import Piece, Step, check_pieces, collate, make_step, plan
+from textvae.text.batching import Piece, Rows, Step, check_pieces, collate, make_step, plan
 
 READ_AT_ONCE = 500  # sentences a worker hands over
 AHEAD = 4  # such parts that each worker keeps ready
@@ -128,7 +128,7 @@ class StreamBatches:
 
     def __init__(
         self,
-        stream: Callable[[], Iterable[Sequence[int]]],
+        stream: Callable[[], Iterable[Ids]],
         pad_id: int,
         *,
         buffer: int,
@@ -150,30 +150,29 @@ class StreamBatches:
         for number, sentences in enumerate(self._buffers()):
             if len(sentences) < pieces:
                 continue  # a rest at the very end that cannot be shared out
-            batches = plan(
-                np.asarray([len(s) - 1 for s in sentences], dtype=np.int64),
-                batch_size=self.batch_size,
-                batch_tokens=self.batch_tokens,
-                bucket_batches=-(-len(sentences) // self.batch_size),
-                smallest=pieces,
-                generator=np.random.default_rng([self.seed, epoch, number]),
-            )
+            batches = self._planned(sentences, pieces, epoch, number)
             for rows in batches[skip:]:
                 yield make_step([sentences[int(row)] for row in rows], self.pad_id, self.rank, self.world, pieces)
             skip = max(0, skip - len(batches))
 
-    def _buffers(self) -> Iterator[list[Sequence[int]]]:
-        held: list[Sequence[int]] = []
-        for sentence in self.stream():
-            held.append(sentence)
-            if len(held) == self.buffer:
-                yield held
-                held = []
-        if held:
+    def _buffers(self) -> Iterator[list[Ids]]:
+        stream = iter(self.stream())
+        while held := list(itertools.islice(stream, self.buffer)):
             yield held
 
+    def _planned(self, sentences: list[Ids], smallest: int, *key: int) -> list[Rows]:
+        """The batches of a buffer, each of `smallest` sentences at least; `key` decides their order."""
+        return plan(
+            np.asarray([len(sentence) - 1 for sentence in sentences], dtype=np.int64),
+            batch_size=self.batch_size,
+            batch_tokens=self.batch_tokens,
+            bucket_batches=-(-len(sentences) // self.batch_size),
+            smallest=smallest,
+            generator=np.random.default_rng([self.seed, *key]),
+        )
 
-class SharedStreamBatches:
+
+class SharedStreamBatches(StreamBatches):
     """The batches of a stream of which each process reads a share of its own.
 
     Each process fills its own buffers and gives its part of every step's batch, so that no process reads what another
@@ -183,40 +182,24 @@ class SharedStreamBatches:
 
     Args:
         stream: () -> a fresh iterator over this process's ids <s> .. </s>.
-        buffer: sentences held at once, by each process.
-        batch_size: sentences a step, over all processes, of which it is a multiple.
-        batch_tokens: padded tokens a step at most, besides, over all processes.
-        pad_id, seed, process, accumulation: as for `Batches`.
+        pad_id: the padding's id.
+        **options: as for `StreamBatches`; `buffer` is of each process, `batch_size` and `batch_tokens` of all
+            together, `batch_size` a multiple of their number.
 
     Raises:
         CorpusError: a batch that cannot be shared evenly, or into as many pieces.
     """
 
-    steps_per_epoch = None
-
-    def __init__(
-        self,
-        stream: Callable[[], Iterable[Ids]],
-        pad_id: int,
-        *,
-        buffer: int,
-        batch_size: int,
-        batch_tokens: int | None = None,
-        seed: int = 0,
-        process: tuple[int, int] = (0, 1),
-        accumulation: int = 1,
-    ) -> None:
-        self.rank, self.world = process
-        if batch_size % self.world:
+    def __init__(self, stream: Callable[[], Iterable[Ids]], pad_id: int, **options: Any) -> None:
+        super().__init__(stream, pad_id, **options)
+        if self.batch_size % self.world:
             raise CorpusError(
-                f"training.batch_size: got {batch_size}, which {self.world} processes cannot share evenly; under "
+                f"training.batch_size: got {self.batch_size}, which {self.world} processes cannot share evenly; under "
                 "data.stream_shares it must be a multiple of their number"
             )
-        check_pieces(batch_size, self.world * accumulation)
-        self.stream, self.pad_id, self.seed, self.accumulation = stream, pad_id, seed, accumulation
-        self.batch_size = batch_size // self.world
-        self.batch_tokens = None if batch_tokens is None else max(1, batch_tokens // self.world)
-        self.buffer = max(buffer, self.batch_size)
+        self.batch_size //= self.world
+        if self.batch_tokens is not None:
+            self.batch_tokens = max(1, self.batch_tokens // self.world)
 
     def epoch(self, epoch: int, skip: int = 0) -> Iterator[Step]:
         """Yields the steps of an epoch, the first `skip` left out."""
@@ -224,28 +207,17 @@ class SharedStreamBatches:
         held: list[Ids] = []
         for number in itertools.count():
             held += itertools.islice(stream, self.buffer - len(held))
-            batches = self._planned(held, epoch, number)
+            enough = len(held) >= self.accumulation
+            batches = self._planned(held, self.accumulation, epoch, number, self.rank) if enough else []
             mine = [(len(rows), sum(len(held[int(row)]) - 1 for row in rows)) for rows in batches]
             sizes = all_results({self.rank: mine}) if self.world > 1 else [mine]
             steps = min(map(len, sizes))
             if steps == 0:
                 return
-            for k in range(max(0, skip), steps):
+            for k in range(skip, steps):
                 yield self._step([held[int(row)] for row in batches[k]], [size[k] for size in sizes])
             skip = max(0, skip - steps)
             held = [held[int(row)] for rows in batches[steps:] for row in rows]
-
-    def _planned(self, held: list[Ids], epoch: int, number: int) -> list[Any]:
-        if len(held) < self.accumulation:
-            return []
-        return plan(
-            np.asarray([len(sentence) - 1 for sentence in held], dtype=np.int64),
-            batch_size=self.batch_size,
-            batch_tokens=self.batch_tokens,
-            bucket_batches=-(-len(held) // self.batch_size),
-            smallest=self.accumulation,
-            generator=np.random.default_rng([self.seed, epoch, number, self.rank]),
-        )
 
     def _step(self, sentences: list[Ids], sizes: list[tuple[int, int]]) -> Step:
         """This process's part of a step, of which each process has so many sentences and tokens."""
