@@ -125,6 +125,16 @@ def test_the_shell_prints_once_what_several_processes_drew(run, capfd):
     assert done.stdout == alone
 
 
+def test_a_mistake_that_all_processes_find_is_said_once(run):
+    done = in_processes(2, "evaluate", str(run()), "--split", "tset")
+    assert done.returncode == 2
+    said, last = done.stderr.splitlines()
+    assert (
+        said == "textvae: --split: the corpus has no part 'tset'; known: test, train, validation. Did you mean 'test'?"
+    )
+    assert last == "textvae: process 0 of 2 ended with exit code 2; its message is above."
+
+
 def test_what_several_processes_cannot_do_is_one_line(run, capfd):
     folder = run()
     wrong = {

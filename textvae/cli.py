@@ -7,6 +7,7 @@ import atexit
 import json
 import os
 import sys
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from textvae import cli_evaluate, cli_explore, cli_export, cli_toolbox
 from textvae.cli_parser import parser as build_parser
 from textvae.errors import Interrupted, UserError
 
+PATIENCE_S = 2.0  # a launcher ends the others well within it
 MOST = 10**8  # samples, steps: beyond that a number is a slip of the finger
 OUT_OF_MEMORY = (
     "out of memory; take a smaller training.batch_size, more training.accumulation, or smaller sizes in model"
@@ -37,8 +39,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return 0
     except UserError as error:
-        print(f"textvae: {error}", file=sys.stderr)
-        return error.exit_code if isinstance(error, Interrupted) else 2
+        if _speaks(error):
+            print(f"textvae: {error}", file=sys.stderr)
+        return error.exit_code
     except BrokenPipeError:
         # The reader left (`| head`); python would complain once more when it closes standard output.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -55,6 +58,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(f"textvae: {OUT_OF_MEMORY} ({str(error).partition(chr(10))[0] or 'MemoryError'})", file=sys.stderr)
         return 2
+
+
+def _speaks(error: UserError) -> bool:
+    """Whether this process has to say why it ends: of several, the first does, and what it does not say, another."""
+    if os.environ.get("RANK", "0") == "0":
+        return True
+    if not isinstance(error, Interrupted):
+        time.sleep(PATIENCE_S)  # nearly always the first has the same to say, and its end is this one's
+    return not isinstance(error, Interrupted)
 
 
 def _is_of_memory(error: Exception) -> bool:

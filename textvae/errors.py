@@ -9,6 +9,8 @@ from collections.abc import Iterable, Sequence
 class UserError(ValueError):
     """A mistake of the person at the keyboard; the shell prints it without a traceback (exit code 2)."""
 
+    exit_code = 2
+
 
 class RecipeError(UserError):
     """Everything that is wrong with one recipe, all at once.

@@ -109,7 +109,8 @@ def _on_cpu(count: int, then: str) -> None:
 
     os.environ["ACCELERATE_USE_CPU"] = "true"
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # what it would say stands below
+    for name in ("", ".agent.server.api"):  # what they would say stands below
+        logging.getLogger(f"torch.distributed.elastic{name}").setLevel(logging.CRITICAL)
     # An endpoint of its own on the loopback: no host name is looked up, and two launches never meet.
     config = LaunchConfig(
         min_nodes=1,
@@ -130,6 +131,7 @@ def _on_cpu(count: int, then: str) -> None:
         if failure.exitcode == Interrupted.exit_code:  # a signal to one of them, and all have saved and ended
             raise Interrupted(f"stopped in process {number} of {count}. {then}".rstrip()) from error
         if failure.exitcode >= 0:
+            then = "" if failure.exitcode == UserError.exit_code else then  # a mistake of the user's saves nothing
             raise TrainingError(
                 f"process {number} of {count} ended with exit code {failure.exitcode}; "
                 f"its message is above. {then}".rstrip()

@@ -4,27 +4,39 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from textvae.checkpoint import METRICS
 
+Rows = Sequence[Mapping[str, Any]]
+
 
 def curves(folder: Path) -> Path:
-    """Draws a run's metrics into `curves.png` in its folder and returns the picture's path.
-
-    Left to right: loss and validation -ELBO, KL and mutual information beside the weights, active units.
-    """
+    """Draws a run's metrics into `curves.png` in its folder and returns the picture's path."""
     # The object interface, not pyplot: no window system and no global state.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     rows = [json.loads(line) for line in (folder / METRICS).read_text(encoding="utf-8").splitlines()]
-    train = [row for row in rows if row["part"] == "train"]
-    validation = [row for row in rows if row["part"] == "validation"]
-    latent = any("kl" in row and row["kl"] for row in validation)
-    figure = Figure(figsize=(15 if latent else 5.5, 4), layout="constrained")
+    figure = Figure(layout="constrained")
     FigureCanvasAgg(figure)
+    draw(figure, rows)
+    path = folder / "curves.png"
+    figure.savefig(path, dpi=110)
+    return path
+
+
+def draw(figure: Any, rows: Rows) -> None:
+    """Draws the rows of a run's metrics into an empty figure of matplotlib, whose size it sets.
+
+    Left to right: loss and validation -ELBO, KL and mutual information beside the weights, active units.
+    """
+    train = [row for row in rows if row.get("part") == "train" and "step" in row]
+    validation = [row for row in rows if row.get("part") == "validation" and "step" in row]
+    latent = any(row.get("kl") for row in validation)
+    figure.set_size_inches(15 if latent else 5.5, 4)
     axes = figure.subplots(1, 3 if latent else 1, squeeze=False)[0]
 
     _line(axes[0], train, "loss", "training loss", alpha=0.6)
@@ -37,12 +49,9 @@ def curves(folder: Path) -> Path:
         _latent_axes(axes[1], axes[2], train, validation)
     for axis in axes:
         axis.grid(alpha=0.3)
-    path = folder / "curves.png"
-    figure.savefig(path, dpi=110)
-    return path
 
 
-def _latent_axes(middle: Any, right: Any, train: list[dict[str, Any]], validation: list[dict[str, Any]]) -> None:
+def _latent_axes(middle: Any, right: Any, train: Rows, validation: Rows) -> None:
     _line(middle, validation, "kl", "KL", marker="o")
     _line(middle, validation, "mutual_information", "mutual information", marker="o")
     middle.set(xlabel="step", ylabel="nats", title="What z says of the sentence")
@@ -74,7 +83,7 @@ def _legend_below(*axes: Any) -> None:
         )
 
 
-def _line(axis: Any, rows: list[dict[str, Any]], key: str, label: str, **style: Any) -> None:
+def _line(axis: Any, rows: Rows, key: str, label: str, **style: Any) -> None:
     points = [(row["step"], row[key]) for row in rows if row.get(key) is not None]
     if points:
         axis.plot(*zip(*points), label=label, markersize=3, **style)

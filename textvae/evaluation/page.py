@@ -11,6 +11,7 @@ from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from textvae import plots
 from textvae.checkpoint import METRICS
 
 HTML, MARKDOWN = "evaluation.html", "evaluation.md"
@@ -276,8 +277,8 @@ def _pictures(
     if len(along := _finite(_of(result, "perplexity_along"))) > 1:
         alt = f"Perplexity at {len(along)} places of the paths: {', '.join(map(_number, along))}"
         found.append(("Perplexity along the paths", alt, lambda figure: _along(figure, along)))
-    if any("step" in row for row in metrics):
-        found.append(("The run", "Curves of the training", lambda figure: _curves(figure, metrics)))
+    if any("step" in row and "part" in row for row in metrics):
+        found.append(("The run", "Curves of the training", lambda figure: plots.draw(figure, metrics)))
     return found
 
 
@@ -332,24 +333,3 @@ def _histograms(figure: Any, columns: Mapping[str, list[float]]) -> None:
         axis.hist(values, bins=min(40, max(5, round(math.sqrt(len(values))))), color="#3b6ea5")
         axis.axvline(sum(values) / len(values), color="#c0392b", linewidth=1)
         axis.set(title=f"{name} (line: mean)", xlabel="nats a sequence", ylabel="sentences")
-
-
-def _curves(figure: Any, rows: Sequence[Mapping[str, Any]]) -> None:
-    panels = {
-        "nats a sequence": [("train", "loss"), ("validation", "nll_elbo"), ("validation", "reconstruction")],
-        "nats": [("validation", "kl"), ("validation", "mutual_information")],
-        "active units": [("validation", "active_units")],
-    }
-    for axis, (label, lines) in zip(figure.subplots(1, len(panels)), panels.items()):
-        for part, key in lines:
-            some = [row for row in rows if row.get("part") == part and "step" in row]
-            points = [(row["step"], row[key]) for row in some if _finite([row.get(key)])]
-            if points:
-                name = f"{part} {key}".replace("_", " ")
-                axis.plot(*zip(*points), label=name, marker="o" if len(points) < 50 else None, markersize=3)
-        axis.set(xlabel="step", ylabel=label)
-        if label != "nats a sequence":
-            axis.set_ylim(bottom=0, top=max(1.0, axis.get_ylim()[1]))
-        axis.grid(alpha=0.3)
-        if axis.get_legend_handles_labels()[0]:
-            axis.legend(fontsize=8)
