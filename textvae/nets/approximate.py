@@ -83,7 +83,8 @@ class SampledSoftmaxOutput(SoftmaxOutput):
 
     The sum is the normaliser's unbiased estimate; its logarithm is low by about half its relative variance, so that
     the likelihood seen while training is too good. Evaluation, sampling and scores use the exact softmax. All rows of a
-    batch share one draw.
+    batch share one draw. A byte-level vocabulary of pieces begins with its 256 bytes, most of them rare: a part of the
+    draws goes to them, so take more samples there.
 
     Args:
         hidden_dim: H.
