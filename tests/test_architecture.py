@@ -21,6 +21,7 @@ LAYERS = [
     {"model", "combinations"},
     {"build", "parts"},
     {"checkpoint"},
+    {"folders"},
     {"generation", "plots"},
     {"evaluation"},
     {"hub", "ecosystem", "toolbox"},

@@ -224,3 +224,8 @@ def test_saved_evaluations_are_compared_sentence_by_sentence(folder, capfdbinary
     assert second["difference"] == pytest.approx(means[again] - means[run], abs=1e-9)
     assert main(["compare", run, again]) == 0
     assert "baseline" in capfdbinary.readouterr().out.decode()
+    saved = folder / "again" / "evaluation-test.json"
+    for text in ('{"per_sentence": 1}', '{"per_sentence": {"nll_iw": ["a"]}}', "[" * 100_000, "[]", "null"):
+        saved.write_text(text)
+        assert main(["compare", run, again]) == 2
+        assert "evaluation-test.json: is damaged, or no evaluation" in capfdbinary.readouterr().err.decode()

@@ -40,7 +40,7 @@ def test_a_terms_name_is_a_plain_word(name):
     assert "pattern" in message(objective={name: {"kind": "kl"}})
 
 
-@pytest.mark.parametrize("name", ["terms", "reconstruction"])
+@pytest.mark.parametrize("name", ["terms", "reconstruction", "step", "part", "loss", "tokens_per_s", "kl_weight"])
 def test_a_term_may_not_be_called_what_means_something_else(name):
     assert f"a term cannot be called {name!r}" in message(objective={"terms": {name: {"kind": "kl"}}})
 

@@ -73,6 +73,8 @@ def test_plain_yaml_means_what_it_looks_like(text, value):
         ("a: " + "9" * 31, 1, "more than 30 digits"),
         ("a: " + "[" * 25 + "]" * 25, 1, "nested more than 20 deep"),
         ("a: 1\nb: 'x\x00'", 2, "U+0000"),
+        ('a: 1\nb: "\\U00110000"', 2, "an escape that is no character"),
+        ('a: "\\UFFFFFFFF"', 1, "an escape that is no character"),
         ('a: 1\nb: "\\0"', 2, "U+0000"),
         ('a: "\\ud800"', 1, "U+D800"),
         ("a: \x1b[0m", 1, "U+001B"),

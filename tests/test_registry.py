@@ -1,5 +1,6 @@
 """The registry: from a section's keys to an object, and one good message for each mistake."""
 
+import io
 import sys
 from typing import Annotated, Literal
 
@@ -8,6 +9,7 @@ from pydantic import Field
 
 from textvae.errors import UserError
 from textvae.registry import Registry, UntrustedCodeError
+from textvae.text import tokenizers
 
 
 class Ball:
@@ -128,3 +130,10 @@ def test_foreign_code_is_not_imported_without_trust(tmp_path, monkeypatch):
     with pytest.raises(UntrustedCodeError):
         THINGS.resolve(section["kind"], trust_code=False)
     assert "hostile_of_test_registry" not in sys.modules
+
+
+@pytest.mark.parametrize("kind", ["os.system", "builtins.SystemExit", "builtins.input", "collections.abc.Mapping"])
+def test_a_dotted_path_to_what_is_no_tokenizer_is_an_error_with_its_key(kind, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.StringIO())
+    with pytest.raises(UserError, match=rf"tokenizer\.kind: {kind}"):
+        tokenizers.train({"kind": kind}, ["a b"])

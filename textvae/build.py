@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import nn
 
 from textvae.combinations import contradictions, of_term, tried
@@ -174,6 +175,24 @@ def build_model(recipe: Recipe, tokenizer: Tokenizer, *, trust_code: bool = True
         output.weight = embedding.weight
     build("model.initialization", config.initialization)(model)
     return model
+
+
+def outline(recipe: Recipe, tokenizer: Tokenizer, *, trust_code: bool = True) -> tuple[SequenceVAE, tuple[str, ...]]:
+    """Returns the recipe's model on the device "meta", which costs no memory, and the parts that are not as it says.
+
+    Raises:
+        UserError: see `build_model`.
+    """
+    try:
+        with torch.device("meta"):
+            return build_model(recipe, tokenizer, trust_code=trust_code), ()
+    except NotImplementedError:  # flows work with values while they are made
+        plain = recipe.model.model_copy(
+            update={"posterior": Section(kind="gaussian"), "prior": Section(kind="standard_normal")}
+        )
+        with torch.device("meta"):
+            model = build_model(recipe.model_copy(update={"model": plain}), tokenizer, trust_code=trust_code)
+        return model, ("posterior", "prior")
 
 
 def _bound_kernel_caches() -> None:

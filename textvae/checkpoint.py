@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from textvae.errors import CheckpointError, TrainingError
+from textvae.errors import CheckpointError
 
 WEIGHTS = "model.safetensors"
 RECIPE = "recipe.yaml"
@@ -26,6 +27,8 @@ METRICS = "metrics.jsonl"
 CHECKPOINTS = "checkpoints"
 FITTED_PRIOR = "fitted_prior.safetensors"
 STATE = "training.pt"
+OURS = re.compile(r"step-[0-9]{9,}")
+LEFT = re.compile(r"\.step-[0-9]{9,}\.(part|old)")  # by a training that was killed
 KEPT = 2  # whole checkpoints on disk: the last, and one before it in case the last is damaged
 
 
@@ -38,9 +41,29 @@ def load_weights(model: nn.Module, path: Path) -> None:
     """Reads what `save_weights` wrote into `model`.
 
     Raises:
-        CheckpointError: missing, truncated or altered file, or one of another model.
+        CheckpointError: missing, truncated or altered file, one of another model, or one that holds NaN.
     """
     _copy(_read_weights(path), _unique_state(model), path)
+
+
+def check_shapes(outline: nn.Module, path: Path, leaving: Sequence[str] = ()) -> None:
+    """Holds what a file of weights says of itself against a model without memory, before one with memory is made.
+
+    Args:
+        outline: the model, on the device "meta".
+        path: the file of weights.
+        leaving: modules that are not compared.
+
+    Raises:
+        CheckpointError: no file of weights, or one of another model.
+    """
+    with _opened(path) as file:
+        found = {name: list(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+
+    def compared(shapes: dict[str, list[int]]) -> dict[str, list[int]]:
+        return {name: shape for name, shape in shapes.items() if name.split(".")[0] not in leaving}
+
+    _compare(compared(_shapes(_unique_state(outline))), compared(found), path)
 
 
 def load_part(model: nn.Module, path: Path, part: Sequence[str]) -> None:
@@ -63,7 +86,7 @@ def load_part(model: nn.Module, path: Path, part: Sequence[str]) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Writes a text file whole or not at all."""
-    with _whole(path) as temporary:
+    with whole(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
@@ -89,13 +112,17 @@ def load_prior(folder: Path) -> tuple[str, dict[str, Tensor]] | None:
 
 def _write_weights(state: Mapping[str, Tensor], path: Path, notes: Mapping[str, str]) -> None:
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-    with _whole(path) as temporary:
+    with whole(path) as temporary:
         save_file(tensors, temporary, metadata={"format": "pt", **notes, "sha256": _digest(tensors)})
 
 
 @contextlib.contextmanager
-def _whole(path: Path) -> Iterator[Path]:
-    """A file to write beside `path`, which takes its place once it is whole and on the disk."""
+def whole(path: Path) -> Iterator[Path]:
+    """A file to write beside `path`, which takes its place once it is whole and on the disk.
+
+    Raises:
+        CheckpointError: it cannot be written; what was there is as it was.
+    """
     temporary = path.with_name(f".{path.name}.part")
     try:
         temporary.unlink(missing_ok=True)  # a link left there would be written through
@@ -113,26 +140,43 @@ def _reason(error: Exception) -> str:
     return str(getattr(error, "strerror", None) or error)
 
 
-def _read_weights(path: Path) -> dict[str, Tensor]:
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Any]:
     if not path.is_file():
         raise CheckpointError(f"{path}: is missing; the run has no weights yet")
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            yield file
     except (SafetensorError, OSError, RuntimeError) as error:
         raise CheckpointError(f"{path}: is damaged or no safetensors file ({error})") from error
+
+
+def _read_weights(path: Path) -> dict[str, Tensor]:
+    with _opened(path) as file:
+        metadata = file.metadata() or {}
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     if metadata.get("sha256") != _digest(tensors):
         raise CheckpointError(f"{path}: its content does not match its checksum; the file is damaged")
     return tensors
 
 
-def _copy(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: Path) -> None:
-    wrong = sorted(set(expected) ^ set(tensors)) + sorted(
-        name for name in set(expected) & set(tensors) if expected[name].shape != tensors[name].shape
+def _compare(expected: Mapping[str, list[int]], found: Mapping[str, list[int]], path: Path) -> None:
+    wrong = sorted(set(expected) ^ set(found)) + sorted(
+        name for name in set(expected) & set(found) if expected[name] != found[name]
     )
     if wrong:
         raise CheckpointError(f"{path}: is of another model than its recipe's (differs in {', '.join(wrong[:4])})")
+
+
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, list[int]]:
+    return {name: list(tensor.shape) for name, tensor in tensors.items()}
+
+
+def _copy(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: Path) -> None:
+    _compare(_shapes(expected), _shapes(tensors), path)
+    broken = [name for name, tensor in tensors.items() if tensor.is_floating_point() and tensor.isnan().any()]
+    if broken:
+        raise CheckpointError(f"{path}: holds NaN ({', '.join(broken[:4])}); its training diverged")
     with torch.no_grad():
         for name, tensor in tensors.items():
             expected[name].copy_(tensor)
@@ -176,8 +220,7 @@ def save_checkpoint(folder: Path, step: int, model: nn.Module, state: Mapping[st
     temporary = parent / f".step-{step:09d}.part"
     try:
         parent.mkdir(parents=True, exist_ok=True)
-        for left in parent.glob(".*"):  # by a training that was killed here
-            shutil.rmtree(left, ignore_errors=True)
+        _clear(parent)
         temporary.mkdir()
         save_weights(model, temporary / WEIGHTS)
         _save_state(state, temporary / STATE)
@@ -193,14 +236,20 @@ def save_checkpoint(folder: Path, step: int, model: nn.Module, state: Mapping[st
     with contextlib.suppress(OSError):  # what is too many does no harm
         for old in _checkpoints(folder)[KEPT:]:
             _hide(old)
-    for hidden in parent.glob(".*.old"):
-        shutil.rmtree(hidden, ignore_errors=True)
+    _clear(parent)
     return final
+
+
+def _clear(parent: Path) -> None:
+    """Removes what a killed training left, and what was hidden; nothing else that may lie there."""
+    for hidden in parent.iterdir():
+        if LEFT.fullmatch(hidden.name):
+            shutil.rmtree(hidden, ignore_errors=True)
 
 
 def _save_state(state: Mapping[str, Any], path: Path) -> None:
     # Through a file of Python's: its errors say what is wrong with the disk, torch's own where in torch.
-    with _whole(path) as temporary, temporary.open("wb") as file:
+    with whole(path) as temporary, temporary.open("wb") as file:
         try:
             torch.save(dict(state), file)
         except RuntimeError as error:
@@ -228,7 +277,9 @@ def latest_checkpoint(folder: Path) -> Path | None:
 
 def _checkpoints(folder: Path) -> list[Path]:
     parent = folder / CHECKPOINTS
-    return sorted((p for p in parent.glob("step-*") if p.is_dir()), reverse=True) if parent.is_dir() else []
+    if not parent.is_dir():
+        return []
+    return sorted((p for p in parent.iterdir() if OURS.fullmatch(p.name) and p.is_dir()), reverse=True)
 
 
 def load_checkpoint(checkpoint: Path, model: nn.Module) -> tuple[dict[str, Any], Any]:
@@ -239,9 +290,11 @@ def load_checkpoint(checkpoint: Path, model: nn.Module) -> tuple[dict[str, Any],
     """
     try:
         try:
+            if not (checkpoint / "state.json").is_file():
+                raise ValueError("no plain file")
             saved = json.loads((checkpoint / "state.json").read_text())
-            digests, position = saved["sha256"], saved["position"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            digests, position = dict(saved["sha256"]), saved["position"]
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise CheckpointError(f"{checkpoint / 'state.json'}: is missing or damaged ({error})") from error
         for name in (WEIGHTS, STATE):
             path = checkpoint / name
@@ -268,28 +321,6 @@ def _load_state(path: Path) -> dict[str, Any]:
     if not isinstance(state, dict) or not state:
         raise ValueError("it holds no state of a training")
     return state
-
-
-@contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Holds a run folder for one training.
-
-    Raises:
-        TrainingError: another process trains into it, or it cannot be written.
-    """
-    import fcntl
-
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / ".lock").open("a")  # nothing is written: a stranger's folder may have a link here
-    except OSError as error:
-        raise TrainingError(f"{folder}: cannot be written ({error.strerror})") from error
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise TrainingError(f"{folder}: another training is writing into it; take another --out") from error
-        yield
 
 
 def _file_digest(path: Path) -> str:

@@ -117,11 +117,14 @@ def _evaluation(run: Path, split: str, figure: str) -> dict[str, Any]:
     path = run / f"evaluation-{split}.json"
     try:
         result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        known = result["per_sentence"]
+        known = dict(result["per_sentence"])
+        for column in ("tokens", *([figure] if figure in known else [])):
+            known[column] = [float(value) for value in known[column]]
+        result["fingerprint"] = str(result["fingerprint"])
     except OSError as error:
         hint = f"run: textvae evaluate {run} --split {split} --save"
         raise UserError(f"{path}: cannot be read ({error.strerror}); {hint}") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise UserError(f"{path}: is damaged, or no evaluation ({error!r})") from error
     if figure not in known:
         raise UserError(f"{path}: has no {figure}: a plain autoencoder's sentences have no likelihood")

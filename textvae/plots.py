@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from textvae.checkpoint import METRICS
+from textvae.checkpoint import whole
+from textvae.folders import CURVES, metrics
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -19,12 +19,12 @@ def curves(folder: Path) -> Path:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    rows = [json.loads(line) for line in (folder / METRICS).read_text(encoding="utf-8").splitlines()]
     figure = Figure(layout="constrained")
     FigureCanvasAgg(figure)
-    draw(figure, rows)
-    path = folder / "curves.png"
-    figure.savefig(path, dpi=110)
+    draw(figure, metrics(folder))
+    path = folder / CURVES
+    with whole(path) as temporary:
+        figure.savefig(temporary, dpi=110, format="png")
     return path
 
 

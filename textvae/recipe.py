@@ -71,7 +71,7 @@ def defaults_to(kind: str) -> BeforeValidator:
 class Hub(Frozen):
     """A data set of the Hugging Face Hub."""
 
-    name: str
+    name: str = Field(min_length=1)
     config: str | None = None
     revision: str | None = None
 
@@ -160,8 +160,9 @@ class Model(Frozen):
 
 
 def _no_key(name: str) -> str:
-    # Either would be read as something else where the terms stand by name beside `reconstruction`.
-    if name in ("terms", "reconstruction"):
+    # Beside `reconstruction`, or in a row of metrics, it would take another's place.
+    taken = "terms reconstruction step part epoch loss learning_rate gradient_norm tokens_per_s elapsed_s"
+    if name in taken.split() or name.endswith("_weight"):
         raise ValueError(f"a term cannot be called {name!r}")
     return name
 
@@ -363,8 +364,7 @@ def parse_duration(value: str | int) -> tuple[float, str]:
         except (ValueError, IndexError):
             amount, unit = -1.0, ""
         unit = {"step": "steps", "epoch": "epochs"}.get(unit, unit)
-        if len(parts) > 2 or unit not in ("steps", "epochs"):
-            amount = -1.0
+        amount = -1.0 if len(parts) > 2 or unit not in ("steps", "epochs") else amount
     if not 0 < amount <= LARGEST:
         raise ValueError(f"got {value!r}; a duration is a number of steps (500) or text such as '10 epochs'")
     return amount, unit

@@ -55,13 +55,17 @@ def parse(text: str) -> Any:
     Raises:
         YamlError: text that is no YAML, or uses what recipes do not.
     """
+    loader = None
     try:
-        # A SafeLoader, and stricter.
-        return yaml.load(text, Loader=_Loader)  # nosec B506
+        loader = _Loader(text)  # a SafeLoader, and stricter
+        return loader.get_single_data()
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
         raise YamlError(f"{where}{error.problem or error.context}") from error
+    except (OverflowError, ValueError) as error:
+        where = "" if loader is None else f"line {loader.line + 1}, column {loader.column + 1}: "
+        raise YamlError(f"{where}an escape that is no character ({error})") from error
     except yaml.reader.ReaderError as error:
         before = text[: error.position]
         line, column = before.count("\n") + 1, error.position - before.rfind("\n")

@@ -96,7 +96,13 @@ class Registry:
         constructor = self.resolve(typing.cast(str, kind), trust_code=trust_code)
         given = {k: v for k, v in section.items() if k != "kind"}
         values = _validated(_options_model(constructor), given)
-        return constructor(*args, **{name: getattr(values, name) for name in given})
+        try:
+            return constructor(*args, **{name: getattr(values, name) for name in given})
+        except Exception as error:
+            if kind in self.kinds or isinstance(error, UserError):
+                raise
+            reason = f"{type(error).__name__}: {error}"
+            raise UserError(f"{path or self.family}.kind: {kind} cannot be made ({reason})") from error
 
 
 def takes_positional(constructor: Callable[..., Any]) -> bool:

@@ -5,6 +5,8 @@ import json
 import os
 import pickle
 import shutil
+import subprocess
+import sys
 import zipfile
 
 import pytest
@@ -17,6 +19,7 @@ from textvae.cli import main
 from textvae.errors import CheckpointError, TokenizerError, UserError
 from textvae.recipe import Recipe
 from textvae.registry import UntrustedCodeError
+from textvae.text import growth
 from textvae.training import train
 
 
@@ -169,13 +172,11 @@ def test_a_link_to_a_file_is_read_as_caches_have_it(run, tmp_path):
     assert len(textvae.load(run).sample(1, seed=0)) == 1
 
 
-@pytest.mark.parametrize("name", [".lock", ".fitted_prior.safetensors.part", "fitted_prior.safetensors"])
+@pytest.mark.parametrize("name", [".fitted_prior.safetensors.part", "fitted_prior.safetensors"])
 def test_a_link_in_a_strangers_run_is_not_written_through(run, tmp_path, name):
     (tmp_path / "mine").write_text("mine")
     (run / name).unlink(missing_ok=True)
     (run / name).symlink_to(tmp_path / "mine")
-    with checkpoint.locked(run):
-        pass
     checkpoint.save_prior("gaussian", torch.nn.Linear(2, 2), run)
     assert (tmp_path / "mine").read_text() == "mine"
 
@@ -245,6 +246,96 @@ def test_hostile_sizes_in_a_runs_recipe_are_refused_by_key_path(run):
         with pytest.raises(UserError, match=path.replace("__", r"\.") + ": got"):
             textvae.load(run)
         shutil.copy(run / "kept.yaml", run / "recipe.yaml")
+
+
+SIZES_IN_A_GIBIBYTE = """
+import resource, sys
+import textvae
+vae = textvae.load(sys.argv[1])  # a first time, whole: the library's own memory is asked for here
+before = [int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmSize")][0]
+resource.setrlimit(resource.RLIMIT_AS, (before * 1024 + 2**30, before * 1024 + 2**30))
+for folder in sys.argv[2:]:
+    try:
+        textvae.load(folder)
+    except textvae.errors.CheckpointError as error:
+        print(error)
+"""
+
+
+def test_sizes_that_the_weights_do_not_have_are_refused_before_there_is_memory_for_them(run, tmp_path):
+    folders = []
+    for name, path, value in (
+        ("decoder", "model__decoder__hidden_dim", 16_000),
+        ("encoder", "model__encoder__hidden_dim", 16_000),
+        ("embedding", "model__embedding_dim", 30_000),
+    ):
+        shutil.copytree(run, tmp_path / name)
+        rewrite(tmp_path / name, **{path: value})
+        folders.append(tmp_path / name)
+    shutil.copytree(run, tmp_path / "vocabulary")
+    tampered(tmp_path / "vocabulary", lambda values: values["model"]["vocab"].update(cat=2**24 - 1))
+    folders.append(tmp_path / "vocabulary")
+    rewrite(tmp_path / "vocabulary", model__embedding_dim=64)  # four gibibytes a table
+    done = subprocess.run(
+        [sys.executable, "-c", SIZES_IN_A_GIBIBYTE, str(run), *map(str, folders)], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    said = done.stdout.splitlines()
+    assert len(said) == 4
+    assert all("model.safetensors: is of another model than its recipe's" in line for line in said)
+
+
+GROWING = {
+    "bytes of bytes": [{"type": "ByteLevel"}] * 25,
+    "between any two": [{"type": "Replace", "pattern": {"Regex": "(?=.)"}, "content": "a"}] * 28,
+    "nothing": [{"type": "Replace", "pattern": {"String": ""}, "content": "a"}] * 28,
+    "put before": [{"type": "Prepend", "prepend": "a" * 10_000}] * 2,
+    "compatible": [{"type": "Replace", "pattern": {"String": "a"}, "content": "\ufdfa"}, {"type": "NFKC"}] * 4,
+    "a new kind": [{"type": "Unheard"}] * 8,
+}
+
+
+@pytest.mark.parametrize("name", GROWING)
+def test_a_tokenizer_whose_parts_lengthen_a_text_without_bound_is_refused(run, name):
+    parts = {"type": "Sequence", "normalizers": GROWING[name]}
+    tampered(run, lambda values: values.update(normalizer=parts))
+    with pytest.raises(TokenizerError, match="times as long"):
+        textvae.load(run)
+
+
+def test_the_growth_that_is_reckoned_bounds_what_the_library_does():
+    from tokenizers import normalizers
+
+    sample = "".join(map(chr, range(1, 0xD800))) + "".join(map(chr, range(0xE000, 0x2FFFF, 7))) + "\ufdfa"
+    worst = {"NFC": normalizers.NFC(), "NFD": normalizers.NFD(), "NFKC": normalizers.NFKC(), "NFKD": normalizers.NFKD(),
+             "Lowercase": normalizers.Lowercase(), "ByteLevel": normalizers.ByteLevel(), "Nmt": normalizers.Nmt(),
+             "BertNormalizer": normalizers.BertNormalizer(), "StripAccents": normalizers.StripAccents()}  # fmt: skip
+    for name, normalizer in worst.items():
+        most = max(len(normalizer.normalize_str(c).encode()) / len(c.encode()) for c in sample)
+        assert most <= growth.FACTORS[name], name
+    assert max(len(normalizers.NFKC().normalize_str(c).encode()) / len(c.encode()) for c in sample) > 10  # it is sharp
+
+
+@pytest.mark.parametrize(
+    "charsmap", ["", "AAAA", "/////////////w==", "?", None], ids=["none", "short", "long", "no base64", "null"]
+)
+def test_a_broken_table_of_replacements_is_refused(run, charsmap):
+    tampered(run, lambda values: values.update(normalizer={"type": "Precompiled", "precompiled_charsmap": charsmap}))
+    with pytest.raises(TokenizerError, match=r"tokenizer\.json: is damaged.*precompiled_charsmap"):
+        textvae.load(run)
+
+
+@pytest.mark.parametrize(
+    "splitter",
+    [{"type": "Split", "pattern": {"Regex": "(a|a|aa)+$"}, "behavior": "Removed", "invert": False},
+     {"type": "FixedLength", "length": 0}],
+    ids=["backtracks", "of length 0"],
+)  # fmt: skip
+def test_where_the_tokenizers_library_gives_up_it_is_an_error(run, splitter):
+    tampered(run, lambda values: values.update(pre_tokenizer=splitter))
+    vae = textvae.load(run)
+    with pytest.raises(TokenizerError, match="cannot read a text"):
+        vae.encode(["a" * 40 + "c"])
 
 
 def test_trusting_code_is_never_the_default():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from textvae import plots
-from textvae.checkpoint import METRICS
+from textvae.folders import metrics
 
 HTML, MARKDOWN = "evaluation.html", "evaluation.md"
 SHOWN_TEXTS = 50
@@ -168,16 +167,7 @@ def write(
     The curves are drawn where the folder holds a metrics file; a line that was cut short is left out.
     """
     title = title or f"Evaluation of {folder.resolve().name}"
-    metrics = []
-    if (folder / METRICS).is_file():
-        for line in (folder / METRICS).read_text(encoding="utf-8").splitlines():
-            try:
-                row = json.loads(line)
-            except ValueError:
-                continue
-            if isinstance(row, dict):
-                metrics.append(row)
-    page = html(result, title=title, metrics=metrics, samples=samples, reconstructions=reconstructions)
+    page = html(result, title=title, metrics=metrics(folder), samples=samples, reconstructions=reconstructions)
     (folder / HTML).write_text(page, encoding="utf-8", errors="replace")
     (folder / MARKDOWN).write_text(markdown(result, title=title), encoding="utf-8", errors="replace")
     return folder / HTML, folder / MARKDOWN

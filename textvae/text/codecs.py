@@ -11,13 +11,13 @@ from typing import Any, ClassVar, Protocol
 
 from textvae.errors import TokenizerError
 from textvae.recipe import LARGEST_OF
+from textvae.text.growth import check_growth, is_panic
 
 PAD, BOS, EOS, UNK = "<pad>", "<s>", "</s>", "<unk>"
 SPECIALS = (PAD, BOS, EOS, UNK)
 TRAINED_IDS = {"pad": 0, "bos": 1, "eos": 2, "unk": 3}  # in every tokenizer that is trained here
 CONFIG = "tokenizer_config.json"
 LARGEST_BYTES = 2**28
-LARGEST_GROWTH = 1000  # of a text by a tokenizer's replacements
 # The white space of str.split(), which Unicode's own property (and the library's splitter) lacks 1C to 1F of.
 WHITE_SPACE = "[\t-\r\x1c-\x20\x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]+"
 MARK = "\u2581"  # what SentencePiece writes for a space, and gives back as one
@@ -144,7 +144,7 @@ class LibraryCodec:
         """Returns the codec that a tokenizer.json describes."""
         import tokenizers
 
-        _check_growth(content)
+        check_growth(content)
         return cls(tokenizers.Tokenizer.from_str(content.decode("utf-8")))
 
     @property
@@ -160,12 +160,19 @@ class LibraryCodec:
             return [row.ids for row in self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
         except (TypeError, UnicodeEncodeError):
             raise
-        except Exception as error:  # the library raises bare Exception, as for a text it has no token for
+        except BaseException as error:  # the library raises bare Exception, as for a text it has no token for
+            if not is_panic(error):
+                raise
             raise TokenizerError(f"tokenizer: cannot read a text: {error}") from error
 
     def decode(self, rows: list[list[int]]) -> list[str]:
         """Returns the text of each row of ids."""
-        decoded: list[str] = self.tokenizer.decode_batch(rows, skip_special_tokens=False)
+        try:
+            decoded: list[str] = self.tokenizer.decode_batch(rows, skip_special_tokens=False)
+        except BaseException as error:
+            if isinstance(error, Exception) or not is_panic(error):
+                raise
+            raise TokenizerError(f"tokenizer: cannot write a text: {error}") from error
         return decoded
 
     def names(self) -> dict[str, int]:
@@ -328,23 +335,6 @@ def read(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise TokenizerError(f"{path}: cannot be read: {error.strerror}") from error
-
-
-def _check_growth(content: bytes) -> None:
-    """Refuses a tokenizer.json whose replacements, one after the other, blow a text up without bound."""
-    parts = json.loads(content)
-    left = [parts.get(name) for name in ("normalizer", "pre_tokenizer", "decoder")] if isinstance(parts, dict) else []
-    growth = 1
-    while left and growth <= LARGEST_GROWTH:
-        part = left.pop()
-        if isinstance(part, dict):
-            left += part.values()
-            if part.get("type") == "Replace":
-                growth *= max(1, len(str(part.get("content"))))
-        elif isinstance(part, list):
-            left += part
-    if growth > LARGEST_GROWTH:
-        raise ValueError(f"its replacements make a text more than {LARGEST_GROWTH} times as long")
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from textvae.errors import TokenizerError, suggest
+from textvae.errors import TokenizerError, UserError, suggest
 from textvae.registry import Registry
 from textvae.text.codecs import (
     BOS,
@@ -35,6 +35,7 @@ from textvae.text.codecs import (
     TextTokenizer,
     read,
 )
+from textvae.text.growth import is_panic
 from textvae.text.library import byte_level, byte_level_options, cut, one_thread, repeatable, vocabulary
 from textvae.types import Tokenizer
 
@@ -56,7 +57,10 @@ def train(section: Mapping[str, Any], texts: Iterable[str], *, trust_code: bool 
         UserError: an unknown kind or option.
         TokenizerError: texts it cannot be trained on, or a file it cannot be read from.
     """
-    fitted: Tokenizer = TOKENIZERS.build(section, path="tokenizer", trust_code=trust_code).fit(texts)
+    wanted = TOKENIZERS.build(section, path="tokenizer", trust_code=trust_code)
+    fitted = wanted.fit(texts) if hasattr(wanted, "fit") else None
+    if not isinstance(fitted, Tokenizer):
+        raise UserError(f"tokenizer.kind: {section.get('kind')} has no fit(texts) that gives a tokenizer")
     return fitted
 
 
@@ -314,7 +318,9 @@ def _read_codec(path: Path, *, exact: bool, digest: str | None = None) -> Codec:
         if codec.size == 0:
             raise ValueError("it holds no piece")
         return codec
-    except Exception as error:  # the tokenizers library raises bare Exception
+    except BaseException as error:  # the tokenizers library raises bare Exception
+        if not is_panic(error):
+            raise
         known = "tokenizer.json" if path.suffix == ".json" else "SentencePiece .model"
         raise TokenizerError(f"{path}: is damaged or no {known}: {error}") from error
 

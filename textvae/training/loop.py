@@ -21,6 +21,7 @@ from accelerate.utils import LoggerType
 from textvae import checkpoint
 from textvae.errors import CheckpointError, Interrupted, TrainingError, UserError, suggest
 from textvae.evaluation.report import quick
+from textvae.folders import LARGEST_STEP, locked
 from textvae.recipe import Recipe, parse_duration
 from textvae.schedules import Plateau
 from textvae.seeds import generator
@@ -63,7 +64,7 @@ def train(
         log_with=recipe.training.trackers or None,
         project_dir=str(folder),
     )
-    lock = checkpoint.locked(folder) if accelerator.is_main_process else contextlib.nullcontext()
+    lock = locked(folder) if accelerator.is_main_process else contextlib.nullcontext()
     with lock:
         experiment = prepare(recipe, folder, accelerator, resume=resume, trust_code=trust_code)
         start = {"aggressive": recipe.training.aggressive is not None}
@@ -80,11 +81,30 @@ def train(
 
 
 def _position(saved: Any, folder: Path) -> Position:
+    last = checkpoint.latest_checkpoint(folder)
     try:
-        return Position(**saved)
+        position = Position(**saved)
     except TypeError as error:
-        last = checkpoint.latest_checkpoint(folder)
         raise CheckpointError(f"{last}/state.json: holds no position of a training ({error})") from error
+    for name, default in asdict(Position()).items():
+        if not _is_like(value := getattr(position, name), default):
+            raise CheckpointError(f"{last}/state.json: position.{name} is {value!r:.40}, which no training wrote")
+    if max(position.epoch, position.step_in_epoch, position.decays, position.skipped) > position.step:
+        raise CheckpointError(f"{last}/state.json: has more epochs, decays or left out steps than steps")
+    if last is not None and position.step != int(last.name.removeprefix("step-")):
+        raise CheckpointError(f"{last}/state.json: is of step {position.step:,}, which its folder's name is not")
+    return position
+
+
+def _is_like(value: Any, default: Any) -> bool:
+    """Whether a value that was read can stand where the position has `default` at first."""
+    if isinstance(default, bool):
+        return isinstance(value, bool)
+    if isinstance(default, int):
+        return type(value) is int and min(default, 0) <= value <= LARGEST_STEP
+    if isinstance(default, dict):
+        return isinstance(value, dict) and all(isinstance(v, int | float) for v in value.values())
+    return isinstance(value, int | float) or value is default
 
 
 def _check_machine(recipe: Recipe) -> None:
@@ -204,6 +224,8 @@ def _evaluate(
     sign = -1.0 if training.monitor in ("mutual_information", "active_units") else 1.0
     # A first figure that is not finite would never be beaten.
     gained = position.best is None or not math.isfinite(position.best) or sign * value < sign * position.best
+    # Parameters that give no finite likelihood are worth nothing, even as the first.
+    gained = gained and math.isfinite(numbers["reconstruction"])
     if gained:
         position.best, position.best_step, position.stalled = value, position.step, 0
         if accelerator.is_main_process:
@@ -227,7 +249,7 @@ def _evaluate(
 def _decay(experiment: Experiment, accelerator: Accelerator, position: Position, folder: Path, *, reload: bool) -> None:
     position.decays += 1
     position.stalled = 0
-    if reload:
+    if reload and position.best is not None:
         accelerator.wait_for_everyone()
         checkpoint.load_weights(experiment.unwrapped, folder / checkpoint.WEIGHTS)
         # Momenta belong to the parameters that were left.

@@ -13,6 +13,7 @@ from accelerate import Accelerator
 
 from textvae import build, checkpoint
 from textvae.errors import CheckpointError, TrainingError
+from textvae.folders import metrics
 from textvae.model import SequenceVAE
 from textvae.objective import Objective
 from textvae.optimizers import OPTIMIZERS
@@ -74,6 +75,7 @@ def prepare(recipe: Recipe, folder: Path, accelerator: Accelerator, *, resume: b
     build.check(recipe, trust_code=trust_code)
     latest = checkpoint.latest_checkpoint(folder) if resume else None
     _check_folder(folder, recipe, resume)
+    anew = resume and latest is None and (folder / checkpoint.RECIPE).exists()
     with accelerator.main_process_first():
         corpus = corpora.load(recipe.data)
         tokenizer = _tokenizer(recipe, corpus, folder if latest else None, trust_code)
@@ -133,7 +135,10 @@ def prepare(recipe: Recipe, folder: Path, accelerator: Accelerator, *, resume: b
         critics=critics,
         encoder_parameters=_encoder_parameters(model),
         term_parameters=objective.trained_with_the_model(),
-        notes=_notes(recipe, corpus, encoded, tokenizer, model),
+        notes=[
+            *_notes(recipe, corpus, encoded, tokenizer, model),
+            *(["no checkpoint to go on from: it starts from the beginning"] if anew else []),
+        ],
         position=position,
     )
 
@@ -163,13 +168,21 @@ def _start_from(start: StartFrom, model: SequenceVAE, tokenizer: Tokenizer, trus
 
 
 def _check_folder(folder: Path, recipe: Recipe, resume: bool) -> None:
-    saved = folder / checkpoint.RECIPE
-    if not saved.exists():
-        return
+    saved, latest = folder / checkpoint.RECIPE, checkpoint.latest_checkpoint(folder)
+    weights = (folder / checkpoint.WEIGHTS).exists()
+    if latest is None and not weights:
+        return  # an earlier attempt that never came to save anything, if there was one
     if not resume:
-        if checkpoint.latest_checkpoint(folder) is None and not (folder / checkpoint.WEIGHTS).exists():
-            return  # an earlier attempt that never came to save anything
         raise CheckpointError(f"{folder}: holds a run already; add --resume to go on, or take another --out")
+    if not saved.exists():
+        raise CheckpointError(f"{saved}: is missing, and nothing else says what the run was; take another --out")
+    # Killed between its first evaluation and its first checkpoint, a run has weights that it will find again.
+    killed = (folder / checkpoint.METRICS).exists() and sum(row["part"] == "validation" for row in metrics(folder)) <= 1
+    if latest is None and not killed:
+        raise CheckpointError(
+            f"{folder}: holds weights, and no checkpoint to go on from; a training from the beginning would replace "
+            f"them. Take another --out, and training.start_from: {{run: {folder}, part: all}} to begin with them"
+        )
     before, now = _fixed(load_recipe(saved)), _fixed(recipe)
     changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
     if changed:

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from textvae import checkpoint
 from textvae.errors import TrainingError
+from textvae.folders import metrics
 from textvae.recipe import Recipe
 from textvae.text import tokenizers
 from textvae.text.batching import Step
@@ -188,6 +189,9 @@ class Telemetry:
         curves(self.folder)
         if skipped:
             self._print(f"warning: {skipped:,} steps were left out, for their gradients were not finite")
+        if best is None:
+            self._print(f"warning: no evaluation gave a finite loss; no weights were kept in {self.folder}")
+            return
         self.note(
             f"done: best {self.recipe.training.monitor} {best:.3f} on validation, at step {best_step:,}; "
             f"run folder {self.folder}"
@@ -218,19 +222,15 @@ class Telemetry:
             self.accelerator.log(values, step=row["step"])
 
     def _forget_rows_after(self, step: int, evaluated: int) -> None:
-        """A resumed run does again what was done after its checkpoint; so that no row stands twice."""
-        if not self.path.exists():
-            return
-        kept = []
-        for line in self.path.read_text(encoding="utf-8").splitlines():
-            try:
-                row = json.loads(line)
-                # Killed after its last evaluation and before it was saved, a run evaluates the same step again.
-                if row["step"] <= (evaluated if row["part"] == "validation" else step):
-                    kept.append(line)
-            except (ValueError, KeyError, TypeError):
-                continue  # the line that was being written when the run was killed
-        checkpoint.write_text(self.path, "".join(line + "\n" for line in kept))
+        """A resumed run does again what was done after its checkpoint; so that no row stands twice.
+
+        A run that begins has the file from here on, without a row.
+        """
+        # Killed after its last evaluation and before it was saved, a run evaluates the same step again.
+        kept = [
+            row for row in metrics(self.folder) if row["step"] <= (evaluated if row["part"] == "validation" else step)
+        ]
+        checkpoint.write_text(self.path, "".join(json.dumps(row) + "\n" for row in kept))
 
 
 def collapse_warning(recipe: Recipe, numbers: dict[str, float]) -> str:
