@@ -110,6 +110,8 @@ def _train(options: argparse.Namespace) -> None:
     from textvae.training import train
 
     _at_most("--processes", options.processes, 1024)
+    if options.out == "":
+        raise UserError("--out: got '', which names no folder; leave it out for runs/NAME")
     folder = Path(options.out or Path("runs") / recipe.name)
     if launch.wanted(options.processes):
         launch.relaunch(options.processes, gpus=launch.has_gpu(), then=launch.GO_ON)
