@@ -4,6 +4,7 @@ import copy
 import math
 import shutil
 
+import numpy
 import pytest
 import torch
 from conftest import sentences
@@ -143,9 +144,70 @@ def test_decoding_options_that_cannot_be_are_refused(vae, options, message):
         vae.sample(1, **options)
 
 
-def test_latents_of_another_width_are_refused(vae):
-    with pytest.raises(UserError, match=r"\(N, 8\)"):
-        vae.decode(torch.zeros(2, 5))
+def test_what_is_no_text_no_latent_or_no_number_is_refused_where_it_is_given(vae):
+    z = vae.encode(["the cat"])
+    for call, message in (
+        (lambda: vae.encode("the cat"), "texts: got the single text 'the cat'"),
+        (lambda: vae.encode_distribution("the cat"), "texts: got the single text"),
+        (lambda: vae.reconstruct("the cat"), "texts: got the single text"),
+        (lambda: vae.score("the cat"), "texts: got the single text"),
+        (lambda: vae.fit_prior("the cat"), "texts: got the single text"),
+        (lambda: vae.encode([1]), "texts: item 0 is 1"),
+        (lambda: vae.score(["the cat", None]), "texts: item 1 is None"),
+        (lambda: vae.encode(None), "texts: got None"),
+        (lambda: vae.decode(torch.zeros(2, 5)), r"\(N, 8\)"),
+        (lambda: vae.decode(torch.zeros(8)), r"\(N, 8\)"),
+        (lambda: vae.decode(z * math.nan), "z: row 0 holds nan"),
+        (lambda: vae.decode(z * math.inf), "z: row 0 holds -?inf"),
+        (lambda: vae.decode("the cat"), "z: got 'the cat'"),
+        (lambda: vae.decode(z, seed="a"), "seed: got 'a'"),
+        (lambda: vae.sample(2.5), "n: got 2.5; it must be a whole number"),
+        (lambda: vae.sample(-1), "n: got -1"),
+        (lambda: vae.sample(1, seed=2**70), "seed: got"),
+        (lambda: vae.sample_latents(-1), "n: got -1"),
+        (lambda: vae.score(["the cat"], iw_samples=0), "iw_samples: got 0; it must be 1 or more"),
+        (lambda: vae.score([], iw_samples=-1), "iw_samples: got -1"),
+        (lambda: vae.score(["the cat"], iw_samples=10**8), "iw_samples: got 100000000; it must be at most 1,000,000"),
+        (lambda: vae.interpolate("the cat", ""), "b: is empty"),
+        (lambda: vae.interpolate(" ", "the cat", path="data"), "a: is empty"),
+        (lambda: vae.interpolate("the cat", "the dog", 1), "steps: got 1; it must be 2 or more"),
+        (lambda: vae.interpolate("the cat", "the dog", 2.5), "steps: got 2.5"),
+        (
+            lambda: vae.interpolate("the cat", "the dog", path="round"),
+            "path: got 'round'; known: data, linear, spherical",
+        ),
+        (lambda: vae.corpus_texts("train", -5), "sentences: got -5"),
+    ):
+        with pytest.raises(UserError, match=message):
+            call()
+
+
+def test_a_text_may_hold_any_character_and_a_list_may_be_any_sequence(vae):
+    assert torch.isfinite(vae.encode(["a\0b", "\n", "\u2028", "the \U0001f600"])).all()
+    z = vae.encode(["the cat", "the dog"])
+    assert torch.equal(vae.encode(("the cat", "the dog")), z)
+    assert torch.equal(vae.encode(numpy.array(["the cat", "the dog"])), z)
+    assert vae.decode(z.double().numpy(), method="greedy") == vae.reconstruct(["the cat", "the dog"])
+    assert len(vae.score(["the cat"], iw_samples=numpy.int64(2))) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"kind": "nope"}, "kind: got 'nope'.*known: flow, gaussian, mixture"),
+        ({"kind": "mixture", "components": 0}, "components: got 0; a mixture has 1 or more"),
+        ({"kind": "mixture", "components": 31}, "needs 31 sentences or more, and there are 30"),
+    ],
+)
+def test_a_prior_that_cannot_be_fitted_is_refused_before_anything_is_encoded(vae, monkeypatch, options, message):
+    monkeypatch.setattr(vae.model, "encode", None)
+    with pytest.raises(UserError, match=message):
+        vae.fit_prior(sentences(30), **options)
+
+
+@pytest.mark.parametrize("temperature", [5e-324, 1e308])
+def test_no_temperature_is_too_low_or_too_high(vae, temperature):
+    assert len(vae.sample(20, seed=0, temperature=temperature)) == 20
 
 
 def test_a_folder_without_a_run_is_named(tmp_path):

@@ -67,12 +67,18 @@ def test_a_plain_autoencoder_has_no_perplexity(values):
     assert benches.quality(run, run, sentences(5))["ppl_elbo"] is None
 
 
-@pytest.mark.parametrize("given", [{"rounds": 0}, {"batch": 0}])
-def test_nothing_to_measure_is_said(runs, given):
-    with pytest.raises(UserError, match="each must be 1 or more"):
-        benches.bench(runs[0], sentences(3), **given)
-    with pytest.raises(UserError, match="0 texts"):
-        benches.bench(runs[0], [])
+@pytest.mark.parametrize(
+    ("texts", "given", "message"),
+    [
+        (sentences(3), {"rounds": 0}, "rounds: got 0; it must be 1 or more"),
+        (sentences(3), {"batch": 0}, "batch: got 0; it must be 1 or more"),
+        ([], {}, "texts: got none"),
+        ("the cat", {}, "texts: got the single text"),
+    ],
+)
+def test_nothing_to_measure_is_said(runs, texts, given, message):
+    with pytest.raises(UserError, match=message):
+        benches.bench(runs[0], texts, **given)
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +19,8 @@ from textvae.evaluation import progress as stages
 from textvae.evaluation.scores import score as score_texts
 from textvae.evaluation.whole import Asked, LabelledTexts, ScoredPairs
 from textvae.evaluation.whole import evaluate as evaluate_run
+from textvae.generation import given
+from textvae.generation.latent import PATHS
 from textvae.generation.latent import path as latent_path
 from textvae.generation.search import generate
 from textvae.hub import HubMixin
@@ -31,6 +34,7 @@ from textvae.text.batching import ListStore, evaluation_batches
 from textvae.types import Batch, Tokenizer
 
 ROWS = 512  # sentences generated at once
+IW_SAMPLES = 1_000_000  # a sentence, at most: minutes of work each
 
 
 def load(
@@ -52,13 +56,20 @@ def load(
         CheckpointError: no run, or a damaged one.
         UserError: the recipe needs code and `trust_code` is false.
     """
-    folder, device = Path(run), _device(device)
+    folder, device = Path(run), given.device(device)
     if not (folder / checkpoint.RECIPE).is_file():
         raise CheckpointError(f"{folder}: holds no run ({checkpoint.RECIPE} is missing)")
+    from textvae.export import DESCRIPTION  # which stands above
+
+    if (folder / DESCRIPTION).is_file() and not (folder / checkpoint.WEIGHTS).exists():
+        raise CheckpointError(f"{folder}: is an export and no run; in Python textvae.export.load reads it")
     recipe = recipe_file.load(folder / checkpoint.RECIPE)
     build.check(recipe, str(folder / checkpoint.RECIPE), trust_code=trust_code)
     saved = str(folder / checkpoint.TOKENIZER)
     tokenizer = tokenizers.load(saved, kind=recipe.tokenizer.kind, trust_code=trust_code)
+    if not trust_code:  # a stranger's sizes are held against his weights before there is memory for them
+        outline, otherwise = build.outline(recipe, tokenizer)
+        checkpoint.check_shapes(outline, folder / checkpoint.WEIGHTS, otherwise)
     # The parameters drawn here are overwritten; the caller's random state stays as it was.
     with torch.random.fork_rng(devices=[]):
         model = build.build_model(recipe, tokenizer, trust_code=trust_code)
@@ -70,16 +81,6 @@ def load(
     if found is not None:
         vae.fitted_prior = fitted.restore(*found, vae.latent_dim, str(folder / checkpoint.FITTED_PRIOR))
     return vae
-
-
-def _device(name: str | torch.device) -> torch.device:
-    """The device of that name, if the machine has it."""
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UserError(f"device: got {str(name)!r}, which this machine cannot use; cpu always works") from error
-    return device
 
 
 class TextVAE(HubMixin):
@@ -117,6 +118,7 @@ class TextVAE(HubMixin):
     def encode_distribution(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Returns the posterior means and standard deviations, each (N, D) float32 on the CPU."""
         self._needs_latents("encode")
+        texts = given.texts(texts)
         means = torch.empty(len(texts), self.latent_dim)
         scales = torch.empty(len(texts), self.latent_dim)
         found: dict[int, tuple[Any, Tensor, Tensor]] = {}
@@ -141,11 +143,9 @@ class TextVAE(HubMixin):
                 temperature, top_k, top_p, beam_size, max_length, ban_unk. The recipe's are the defaults.
 
         Raises:
-            UserError: an unknown option, a value out of range, or z of another width.
+            UserError: an unknown option, a value out of range, or z of another width or not finite.
         """
-        z = torch.as_tensor(z, dtype=torch.float32)
-        if z.dim() != 2 or z.shape[1] != self.latent_dim:
-            raise UserError(f"z: got shape {tuple(z.shape)}; it must be (N, {self.latent_dim})")
+        z = given.latents(z, self.latent_dim)
         settings = self._settings(options)
         seed = self._agreed(seed)
         found: dict[int, list[list[int]]] = {}
@@ -168,12 +168,11 @@ class TextVAE(HubMixin):
 
     def sample(self, n: int, *, seed: int | None = None, **options: Any) -> list[str]:
         """Returns n texts from z drawn from the prior. Options: see `decode`."""
-        if n < 0:
-            raise UserError(f"n: got {n}; it must be 0 or more")
         return self.decode(self.sample_latents(n, seed=seed), seed=seed, **options)
 
     def sample_latents(self, n: int, *, seed: int | None = None) -> Tensor:
         """Returns n draws from the fitted prior if there is one, else from the model's own, (n, D)."""
+        n = given.count(n, "n")
         if self.latent_dim == 0:
             return torch.zeros(n, 0)
         prior = self.fitted_prior or self.model.prior
@@ -199,10 +198,12 @@ class TextVAE(HubMixin):
             seed: of the fit.
 
         Raises:
-            UserError: an unknown kind, or too few sentences for it.
+            UserError: an unknown kind, components that are no number above 0, or too few sentences.
         """
+        texts = given.texts(texts)
+        fitted.check(kind, components, len(texts))
+        generator = torch.Generator().manual_seed(self._agreed(seed))
         means, scales = self.encode_distribution(texts)
-        generator = torch.Generator().manual_seed(seed)
         self.fitted_prior = fitted.fit(kind, means, scales, components=components, generator=generator)
         return self.fitted_prior
 
@@ -225,11 +226,14 @@ class TextVAE(HubMixin):
 
         Greedily unless `method` says otherwise. The path `data` keeps to the latents of `corpus` (the training part).
         """
+        if path not in ("data", *PATHS):
+            raise UserError(f"path: got {path!r}{suggest(path, ('data', *PATHS))}")
+        ends = [given.sentence(a, "a"), given.sentence(b, "b")]
         if path == "data":
             return toolbox.interpolate(self, a, b, steps, corpus=corpus, seed=seed, **options)
         if corpus is not None:
             raise UserError(f"corpus: says nothing on the path {path!r}; it is for path='data'")
-        z = self.encode([a, b])
+        z = self.encode(ends)
         return self.decode(latent_path(z[0], z[1], steps, kind=path), seed=seed, **{"method": "greedy", **options})
 
     def score(self, texts: Sequence[str], *, iw_samples: int | None = None, seed: int = 0) -> list[dict[str, float]]:
@@ -237,14 +241,16 @@ class TextVAE(HubMixin):
 
         Args:
             texts: N sentences.
-            iw_samples: adds `nll_iw`, the importance-weighted estimate with so many samples.
+            iw_samples: adds `nll_iw`, the importance-weighted estimate with so many samples, a million at most.
             seed: of the draws of z.
 
         Returns:
             For each text nll_elbo (one draw of z), reconstruction, kl, tokens (</s> counted) and ppl_elbo;
             for a language model nll_elbo is the exact -log p(x).
         """
-        return score_texts(self, texts, iw_samples=iw_samples, seed=seed)
+        if iw_samples is not None:
+            iw_samples = given.count(iw_samples, "iw_samples", 1, IW_SAMPLES)
+        return score_texts(self, given.texts(texts), iw_samples=iw_samples, seed=self._agreed(seed))
 
     def evaluate(
         self,
@@ -300,7 +306,7 @@ class TextVAE(HubMixin):
         return evaluate_run(
             self,
             split,
-            recipe=recipe or self.recipe,
+            recipe=recipe or self.corpus_recipe(),
             seed=seed,
             stage=stages.shown if progress else stages.silent,
             asked=Asked(
@@ -319,14 +325,16 @@ class TextVAE(HubMixin):
 
     def corpus_texts(self, split: str, at_most: int) -> list[str]:
         """Returns the first sentences of a part of the run's corpus."""
-        parts: dict[str, Any] = {str(name): part for name, part in corpora.load(self.recipe.data).parts.items()}
+        corpus = corpora.load(self.corpus_recipe().data)
+        parts: dict[str, Any] = {str(name): part for name, part in corpus.parts.items()}
         if split not in parts:
             raise UserError(f"the corpus has no part {split!r}{suggest(split, parts)}")
+        at_most = given.count(at_most, "sentences", most=sys.maxsize)
         return [row["text"] for row in itertools.islice(parts[split], at_most)]
 
     def batches(self, texts: Sequence[str]) -> Iterator[tuple[Tensor, Batch]]:
         """Yields the texts in batches of like length, on the model's device, each with its rows (B,) among them."""
-        store = ListStore(self.tokenizer.encode(list(texts)))
+        store = ListStore(self.tokenizer.encode(given.texts(texts)))
         for rows, batch in evaluation_batches(store, self.tokenizer.pad_id):
             yield torch.from_numpy(rows), self.on_device(batch)
 
@@ -346,6 +354,7 @@ class TextVAE(HubMixin):
 
     def _agreed(self, seed: int | None) -> int:
         """The seed; where there is none, a new one, the same on every process."""
+        seed = given.seed(seed)
         if seed is not None:
             return seed
         return agreed(torch.Generator().seed() % 2**63, together=self.together)

@@ -19,6 +19,7 @@ from textvae.evaluation import bounds
 from textvae.evaluation.text import bleu
 from textvae.evaluation.whole import BY_CHARACTER, spaced
 from textvae.export import export, load, onnx_format
+from textvae.generation import given
 from textvae.latent.posteriors import BatchNormPosterior, DeltaPosterior, GaussianPosterior
 
 PLAIN = "pytorch"
@@ -50,10 +51,10 @@ def bench(
     Raises:
         UserError: no text, or a model that cannot be exported.
     """
-    if not texts or rounds < 1 or (batch is not None and batch < 1):
-        raise UserError(
-            f"bench: got {len(texts)} texts, {rounds} rounds and batches of {batch}; each must be 1 or more"
-        )
+    texts, rounds = given.texts(texts), given.count(rounds, "rounds", 1)
+    batch = None if batch is None else given.count(batch, "batch", 1)
+    if not texts:
+        raise UserError("texts: got none to measure with; 1 or more are needed")
     if vae.device.type != "cpu":
         raise UserError("bench: exports run on the CPU, and the run is elsewhere; leave --device out")
     with tempfile.TemporaryDirectory() as temporary:

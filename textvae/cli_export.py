@@ -20,7 +20,7 @@ def add_parsers(commands: Any, command: Callable[..., argparse.ArgumentParser]) 
     """
     export = command(commands, "export", "export", "write a run for another runtime: ONNX or torch.export", run=True)
     export.add_argument("--format", choices=FORMATS, default="onnx", help="(onnx)")
-    export.add_argument("--out", metavar="DIR", required=True, help="a new folder, or one of an earlier export")
+    export.add_argument("--out", metavar="DIR", required=True, help="a new folder, or one of the same format")
 
     bench = command(commands, "bench", "bench", "what PyTorch and each exported form give on this machine", run=True)
     bench.add_argument("file", nargs="?", help="lines of text (the run's test part)")
@@ -53,8 +53,11 @@ def _bench(options: argparse.Namespace) -> None:
         _at_most(f"--{name}", getattr(options, name), MOST)
         if getattr(options, name) is not None and getattr(options, name) < 1:
             raise UserError(f"--{name}: got {getattr(options, name)}; it must be 1 or more")
+    lines = _lines(options.file) if options.file else None
+    if lines == []:
+        raise UserError(f"{options.file}: has no line of text to measure with")
     vae = load(options.run, device=options.device, trust_code=options.trust_code)
-    texts = _lines(options.file) if options.file else vae.corpus_texts("test", options.sentences)
+    texts = lines or vae.corpus_texts("test", options.sentences)
     rows = measure(vae, texts[: options.sentences], rounds=options.rounds, batch=options.batch)
     sys.stdout.write("".join(json.dumps(row) + "\n" for row in rows) if options.json else table(rows))
 

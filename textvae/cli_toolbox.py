@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
 from typing import Any
 
 FORMATS = ("text", "csv", "tsv", "json", "parquet")
+SAID = 10  # unknown words, at most
 
 
 def add_parsers(
@@ -71,7 +73,7 @@ def add_parsers(
     anomaly.add_argument("file", nargs="?", default="-", help="lines of text (standard input)")
     anomaly.add_argument("--percentile", type=float, default=99.0, help="of the reference that is usual (99)")
     anomaly.add_argument("--measure", default="token", help="nats a token or a sentence (token)")
-    anomaly.add_argument("--tokens", action="store_true", help="each token's nats, too")
+    anomaly.add_argument("--tokens", action="store_true", help="each token's nats, too; word(<unk>) is an unknown word")
     anomaly.add_argument("--draws", type=int, default=4, help="of z a sentence (4)")
     anomaly.add_argument("--seed", type=int, default=0, help="of the draws (0)")
 
@@ -99,19 +101,40 @@ def _numbers(value: str) -> list[float]:
         raise argparse.ArgumentTypeError(f"got {value!r}; numbers with commas between them, as 1,2,0.5") from None
 
 
+def say_unknown(vae: Any, texts: Sequence[str]) -> None:
+    """Says on standard error which words of a user's sentences the run's vocabulary lacks."""
+    from textvae.toolbox import unknown_words
+
+    words = unknown_words(vae, texts)
+    more = f" and {len(words) - SAID:,} more" if len(words) > SAID else ""
+    if words:
+        print(f"textvae: not in the vocabulary, read as <unk>: {', '.join(words[:SAID])}{more}", file=sys.stderr)
+
+
+def _how_many(n: int) -> None:
+    from textvae.cli import _at_most
+    from textvae.errors import UserError
+
+    _at_most("-n", n)
+    if n < 1:  # in Python none is a list without texts; at the keyboard it is a slip
+        raise UserError(f"-n: got {n}; it must be 1 or more")
+
+
 def mix(options: argparse.Namespace) -> None:
     """Prints the mixture."""
     from textvae import toolbox
     from textvae.cli import _decoding_options, _load, _print
 
+    vae = _load(options)
     text = toolbox.mix(
-        _load(options),
+        vae,
         options.texts,
         options.weights,
         path=options.path,
         seed=options.seed,
         **_decoding_options(options),
     )
+    say_unknown(vae, options.texts)
     _print(options, [{"text": text}], lambda row: row["text"])
 
 
@@ -120,8 +143,9 @@ def analogy(options: argparse.Namespace) -> None:
     from textvae import toolbox
     from textvae.cli import _decoding_options, _load, _print
 
+    vae = _load(options)
     text = toolbox.analogy(
-        _load(options),
+        vae,
         options.a,
         options.b,
         options.c,
@@ -129,6 +153,7 @@ def analogy(options: argparse.Namespace) -> None:
         seed=options.seed,
         **_decoding_options(options),
     )
+    say_unknown(vae, [options.a, options.b, options.c])
     _print(options, [{"text": text}], lambda row: row["text"])
 
 
@@ -143,6 +168,7 @@ def shift(options: argparse.Namespace) -> None:
     results = toolbox.shift(
         vae, texts, vector, strength=options.strength, seed=options.seed, **_decoding_options(options)
     )
+    say_unknown(vae, texts)
     rows = [{"text": text, "result": result} for text, result in zip(texts, results)]
     _print(options, rows, lambda row: row["result"])
 
@@ -150,17 +176,19 @@ def shift(options: argparse.Namespace) -> None:
 def perturb(options: argparse.Namespace) -> None:
     """Prints sentences around one."""
     from textvae import toolbox
-    from textvae.cli import _at_most, _decoding_options, _load, _print
+    from textvae.cli import _decoding_options, _load, _print
 
-    _at_most("-n", options.n)
+    _how_many(options.n)
+    vae = _load(options)
     texts = toolbox.perturb(
-        _load(options),
+        vae,
         options.text,
         options.n,
         radius=options.radius,
         seed=options.seed,
         **_decoding_options(options),
     )
+    say_unknown(vae, [options.text])
     _print(options, [{"text": text} for text in texts], lambda row: row["text"])
 
 
@@ -170,8 +198,9 @@ def traverse(options: argparse.Namespace) -> None:
     from textvae.cli import _at_most, _decoding_options, _load, _print
 
     _at_most("--steps", options.steps)
+    vae = _load(options)
     found = toolbox.traverse(
-        _load(options),
+        vae,
         options.text,
         options.dimension,
         options.steps,
@@ -180,6 +209,7 @@ def traverse(options: argparse.Namespace) -> None:
         seed=options.seed,
         **_decoding_options(options),
     )
+    say_unknown(vae, [options.text or ""])
     rows = [{"value": value, "text": text} for value, text in found]
     _print(options, rows, lambda row: f"{row['value']:+.2f}\t{row['text']}")
 
@@ -187,10 +217,10 @@ def traverse(options: argparse.Namespace) -> None:
 def sample_label(options: argparse.Namespace) -> None:
     """Prints samples of one label."""
     from textvae import toolbox
-    from textvae.cli import _at_most, _decoding_options, _load, _print
+    from textvae.cli import _decoding_options, _load, _print
     from textvae.errors import UserError, suggest
 
-    _at_most("-n", options.n)
+    _how_many(options.n)
     texts, labels = _labelled_texts(options)
     if options.label not in labels:  # before any prior is fitted
         known = sorted(set(labels))
@@ -215,7 +245,9 @@ def neighbours(options: argparse.Namespace) -> None:
     from textvae.cli import _lines, _load, _print
 
     corpus, queries = _lines(options.corpus), _lines(options.file)
-    found = toolbox.nearest(_load(options), queries, corpus, options.k, backend=options.backend, metric=options.metric)
+    vae = _load(options)
+    found = toolbox.nearest(vae, queries, corpus, options.k, backend=options.backend, metric=options.metric)
+    say_unknown(vae, queries)
     rows = [
         {"query": query, "rank": rank, "row": row, "distance": distance, "text": corpus[row]}
         for query, near in zip(queries, found)

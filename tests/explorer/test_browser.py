@@ -81,6 +81,15 @@ def visible(page, name, text):
     page.locator(f"#{name}").get_by_text(text, exact=True).locator("visible=true").first.wait_for()
 
 
+def told(page, reason):
+    page.get_by_test_id("toast-body").get_by_text(reason, exact=True).first.wait_for()
+
+
+def nothing_lies_over_the_answers(page):
+    page.wait_for_timeout(300)  # what a toast tells of has been drawn
+    return not any(found.is_visible() for found in page.locator("[data-testid=status-tracker] .error").all())
+
+
 def choose(page, name, value):
     page.locator(f"#{name} input").click()
     page.get_by_role("option", name=value, exact=True).last.click()  # one that closes may still be there
@@ -191,6 +200,82 @@ def test_a_click_on_the_map_decodes_the_place_and_shows_its_neighbours(page, vie
     shown = page.locator("#map-neighbours").inner_text()
     assert any(all(text in shown for _, text in answer.neighbours) for answer in near if answer.decoded == decoded)
     shot(page, f"map-{kind}")
+
+
+def test_a_sentence_that_was_edited_is_walked_from_before_the_slider_shows_it(page, views):
+    former, edited = views.walk(A, B), views.walk("the old friends visited the museum .", B)
+    assert former[1][1] != edited[1][1]
+    page.locator("#walk-first textarea").fill(A)
+    page.locator("#walk-last textarea").fill(B)
+    page.locator("#walk-go").click()
+    wait_for(page, "walk-here", former[5][1])
+    assert says(page, "walk-of") == f"{A}\n{B}"
+    page.locator("#walk-first textarea").fill("the old friends visited the museum .")
+    assert says(page, "walk-of") == f"{A}\n{B}"  # of which the path still is
+    slide(page, "walk-place", 0.1)
+    wait_for(page, "walk-here", edited[1][1])
+    wait_for(page, "walk-of", f"the old friends visited the museum .\n{B}")
+    visible(page, "walk-path", edited[1][1])
+
+
+def test_a_mistake_leaves_the_last_answer_in_sight_and_the_next_question_is_answered(page, views, vae):
+    path = views.walk(A, B)
+    page.locator("#walk-first textarea").fill(A)
+    page.locator("#walk-last textarea").fill(B)
+    page.locator("#walk-go").click()
+    wait_for(page, "walk-here", path[5][1])
+    page.locator("#walk-first textarea").fill("  ")
+    page.locator("#walk-go").click()
+    told(page, "first sentence: is empty; type a sentence")
+    assert nothing_lies_over_the_answers(page)
+    assert page.get_by_test_id("toast-text").count() == 1  # not once more for the field that was left
+    assert (says(page, "walk-here"), says(page, "walk-of")) == (path[5][1], f"{A}\n{B}")
+    visible(page, "walk-path", path[0][1])
+    shot(page, "mistake-walk")
+    page.locator("#walk-first textarea").fill(B)
+    page.locator("#walk-go").click()
+    wait_for(page, "walk-here", views.walk(B, B)[5][1])
+
+    tab(page, "Sample")
+    drawn = [vae.sample(10, seed=seed, method="sample")[-1] for seed in (0, 7)]  # before the page draws
+    page.locator("#sample-go").click()
+    visible(page, "sample-texts", drawn[0])
+    page.locator("#sample-seed input").fill("")
+    page.locator("#sample-go").click()
+    told(page, "seed: got None; a number from 0 to 2147483647 is needed")
+    assert nothing_lies_over_the_answers(page)
+    visible(page, "sample-texts", drawn[0])
+    shot(page, "mistake-sample")
+    page.locator("#sample-seed input").fill("7")
+    page.locator("#sample-go").click()
+    visible(page, "sample-texts", drawn[1])
+
+    tab(page, "Attributes")
+    choose(page, "attribute-name", "tense")
+    page.wait_for_function("document.querySelector('#attribute-from input').value === 'future'")
+    choose(page, "attribute-to", "future")
+    page.locator("#attribute-go").click()
+    told(page, "from and to: both are 'future'; take two labels")  # its marks as they are, not as HTML writes them
+
+    tab(page, "Map")
+    image = page.locator("#map-image img")
+    image.wait_for()
+    page.wait_for_timeout(1000)
+    box = image.bounding_box()
+    drawn_first = image.get_attribute("src")
+    image.click(position={"x": box["width"] * 0.5, "y": box["height"] * 0.5})
+    marked = "src => document.querySelector('#map-image img').src !== src"
+    page.wait_for_function(marked, arg=drawn_first)
+    kept = (image.get_attribute("src"), says(page, "map-decoded"), page.locator("#map-neighbours").inner_text())
+    image.click(position={"x": 5, "y": 5})
+    told(page, "map: click within the axes")
+    assert nothing_lies_over_the_answers(page)
+    now = (image.get_attribute("src"), says(page, "map-decoded"), page.locator("#map-neighbours").inner_text())
+    assert now == kept
+    shot(page, "mistake-map")
+    image.click(position={"x": box["width"] * 0.3, "y": box["height"] * 0.4})  # a panel over it would take the click
+    page.wait_for_function(marked, arg=kept[0])
+    assert nothing_lies_over_the_answers(page)
 
 
 def test_a_mistake_and_a_script_stand_in_the_page_as_text(page, views):

@@ -98,6 +98,8 @@ def test_the_kl_of_each_dimension_is_the_closed_form_s_mean(views, vae):
     expected = kl_divergence(Normal(means.double(), scales.double()), Normal(0.0, 1.0)).mean(0)
     torch.testing.assert_close(kl.double(), expected, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(variance, means.var(0))
+    assert views.busiest() == int(expected.argmax())
+    assert Views(vae).busiest() == 0
 
 
 @pytest.mark.parametrize(
@@ -116,6 +118,7 @@ def test_a_posterior_without_a_kl_by_dimension_has_none_shown_and_answers_everyt
     kl, variance = few.activity
     assert kl is None
     assert variance.shape == (4,)
+    assert few.busiest() == int(vae.encode(lines).var(0).argmax())
     labels = sorted(set(few.labels["noun"]))
     for kind in KINDS:
         assert len(few.walk(lines[0], lines[1], kind, 3)) == 3
@@ -166,10 +169,15 @@ def test_every_line_of_naughty_strings_gets_a_text_or_a_clear_error(views):
         (lambda v: v.sample(1, seed=None), "seed: got None"),
         (lambda v: v.move(A, 99, 0.0), "dimension"),
         (lambda v: v.move(A, None, 0.0), "dimension: got None"),
+        (lambda v: v.own(A, -1), "dimension: got -1; it must be from 0"),
+        (lambda v: v.move({"a": 1}, 0, 0.0), "sentence: got {'a': 1}; a sentence is needed"),
+        (lambda v: v.sample(1, method="magic"), "method: got 'magic'; known: beam, greedy, sample"),
+        (lambda v: v.plane("TSNE"), "map: got 'TSNE'; known: PCA, UMAP"),
         (lambda v: Views(v.vae).plane(), "map: needs 3 sentences"),
         (lambda v: Views(v.vae).activity, "latents: needs 2 sentences"),
         (lambda v: v.attribute(A, "tens", "past", "present", 1.0), "Did you mean 'tense'"),
         (lambda v: v.attribute(A, "tense", "past", "past", 1.0), "both are 'past'"),
+        (lambda v: v.attribute(A, "tense", "past", "", 1.0), "to: got ''; known: future, past, present"),
     ],
 )
 def test_a_mistake_is_one_sentence_that_names_the_field(views, question, names):

@@ -208,6 +208,42 @@ def test_what_cannot_be_exported_is_said(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_folder_holds_one_format(pair, tmp_path):
+    import shutil
+
+    vae, folder = pair
+    place = shutil.copytree(folder / "onnx", tmp_path / "place")
+    before = {path.name: path.read_bytes() for path in place.iterdir() if path.is_file()}
+    for other in ("torch", "int8"):
+        with pytest.raises(UserError, match=f"holds an export of the format onnx; name another folder for {other}"):
+            export(vae, place, format=other)
+    assert {path.name: path.read_bytes() for path in place.iterdir() if path.is_file()} == before
+    (place / "encoder.onnx").write_bytes(b"")
+    export(vae, place, format="onnx")  # the same again is written anew
+    assert load(place).reconstruct(["the cat"]) == vae.reconstruct(["the cat"])
+    (place / "export.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"export\.json: is damaged"):
+        export(vae, place, format="torch")
+
+
+def test_an_export_is_told_from_a_run(pair):
+    _, folder = pair
+    for read in (textvae.load, textvae.TextVAE.from_pretrained):
+        with pytest.raises(CheckpointError, match=r"onnx: is an export and no run; .* textvae\.export\.load"):
+            read(folder / "onnx")
+    exported = load(folder / "onnx", threads=1)
+    for call, message in (
+        (lambda: exported.evaluate("test"), "evaluate: an export holds no prior"),
+        (lambda: exported.evaluate(samples=5, progress=True), "evaluate: an export holds no prior"),
+        (lambda: exported.encode("the cat"), "texts: got the single text"),
+        (lambda: exported.decode(torch.full((2, 4), torch.nan), method="greedy"), "z: row 0 holds nan"),
+        (lambda: exported.sample(2.5), "n: got 2.5"),
+        (lambda: exported.interpolate("the cat", ""), "b: is empty"),
+    ):
+        with pytest.raises(UserError, match=message):
+            call()
+
+
 def test_without_the_extra_the_message_names_it(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnx", None)
     with pytest.raises(MissingExtraError, match=r"pip install 'textvae\[export\]'"):

@@ -115,7 +115,7 @@ def test_fifty_trainings_killed_anywhere_end_bit_identical(experiment, tmp_path)
     assert kills >= 50
 
 
-@pytest.mark.parametrize("seeds", [range(2), pytest.param(range(2, 152), marks=pytest.mark.slow)], ids=["short", "long"])
+@pytest.mark.parametrize("seeds", [range(2), pytest.param(range(2, 152), marks=pytest.mark.slow)], ids=["few", "many"])
 def test_killed_while_it_generates_or_evaluates_a_run_stays_as_it_was(experiment, tmp_path, seeds):
     source, whole = experiment
     run, cache = tmp_path / "run", source / "cache"

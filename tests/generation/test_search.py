@@ -176,6 +176,26 @@ def test_finished_sentences_leave_the_batch():
     assert model.rows[-1] < 20
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_coldest_temperature_is_greedy_and_the_hottest_draws_alike_from_all_words(dtype):
+    class Cast(Tiny):
+        def step(self, tokens, z, state):
+            logits, state = super().step(tokens, z, state)
+            return logits.to(dtype), state
+
+    model, z = Cast(), latents(50)
+    greedy = generate(model, z, settings=settings_for("greedy"), **IDS)
+    for coldest in (5e-324, 1e-320, 1e-30):
+        assert generate(model, z, settings=settings_for("sample", temperature=coldest), **IDS) == greedy
+    z = latents(1).expand(4000, -1)
+    for hottest in (1e30, 1e308):
+        settings = settings_for("sample", temperature=hottest, max_length=1, ban_unk=True)
+        found = generate(model, z, settings=settings, generator=torch.Generator().manual_seed(3), **IDS)
+        counts = Counter(tuple(sentence) for sentence in found)
+        assert set(counts) == {(), (4,), (5,), (6,)}  # </s> and the words
+        assert chisquare(list(counts.values())).pvalue > 1e-4
+
+
 SAMPLING = [
     {},
     {"temperature": 0.5},

@@ -164,6 +164,25 @@ def test_code_that_a_downloaded_recipe_names_is_not_imported(vae, tmp_path):
         textvae.TextVAE.from_pretrained(tmp_path / "saved")
 
 
+@pytest.mark.parametrize("source", ["files", "folder"])
+def test_files_that_a_strangers_recipe_names_on_this_machine_are_not_read(vae, values, tmp_path, source):
+    secret = tmp_path / "secret.txt"
+    secret.write_text("the password is sesame .\n" * 30)
+    named = {"files": {part: str(secret) for part in ("train", "validation", "test")}, "folder": str(tmp_path)}
+    data = {source: named[source], **({"format": "text"} if source == "files" else {})}
+    vae.recipe = Recipe.model_validate(values | {"data": data})
+    vae.save_pretrained(tmp_path / "saved")
+    back = textvae.TextVAE.from_pretrained(tmp_path / "saved")
+    for ask in (lambda: back.evaluate("test"), lambda: back.corpus_texts("test", 3)):
+        with pytest.raises(UserError, match=f"names '{tmp_path}") as caught:
+            ask()
+        assert "sesame" not in str(caught.value)
+    assert back.score(["the dog sees the barn ."])[0]["tokens"] == 7
+    if source == "files":  # a run of one's own, and a corpus that is named anew
+        assert textvae.load(tmp_path / "saved").corpus_texts("test", 1) == ["the password is sesame ."]
+        assert back.evaluate("test", recipe=vae.recipe)["sentences"] == 30
+
+
 EVALUATION = {
     "nll_elbo": 13.5,
     "ppl_elbo": 4.25,

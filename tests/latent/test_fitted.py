@@ -113,6 +113,13 @@ def test_a_dimension_that_never_varies_leaves_every_fit_finite(monkeypatch):
     assert isinstance(fit("gaussian", means)(), MultivariateNormal)
 
 
+@pytest.mark.parametrize("components", [0, -3, 2.5, "4"])
+def test_a_mixture_has_components(components):
+    with pytest.raises(UserError, match=f"components: got {components!r}; a mixture has 1 or more"):
+        fit("mixture", torch.randn(50, 2), components=components)
+    assert fit("gaussian", torch.randn(50, 2), components=components)  # which has none
+
+
 @pytest.mark.parametrize(
     ("kind", "means", "match"),
     [

@@ -17,6 +17,7 @@ from textvae.toolbox import Aggregate, path_along
 def files(tmp_path_factory, corpus, unseen):
     folder = tmp_path_factory.mktemp("toolbox-files")
     (folder / "few.txt").write_text("\n".join(unseen[:12]) + "\n")
+    (folder / "empty.txt").touch()
     (folder / "corpus.txt").write_text("\n".join(corpus[:300]) + "\n")
     (folder / "corpus.label").write_text("\n".join(grammar.attributes(text)["tense"] for text in corpus[:300]) + "\n")
     return folder
@@ -97,6 +98,42 @@ def test_a_map_of_a_corpus(run, vae, files, corpus, tmp_path, capfdbinary):
 
 
 @pytest.mark.parametrize(
+    ("arguments", "unknown"),
+    [
+        (["mix", "{run}", "the zebra slept .", "the dog slept ."], "zebra"),
+        (["analogy", "{run}", "the dog slept .", "a dog slept .", "the zebra slept ."], "a, zebra"),
+        (["perturb", "{run}", "the zebra slept .", "-n", "1"], "zebra"),
+        (["traverse", "{run}", "the zebra slept .", "--steps", "2"], "zebra"),
+        (
+            ["neighbours", "{run}", "{files}/few.txt", "{files}/many.txt"],
+            "w0, w1, w2, w3, w4, w5, w6, w7, w8, w9 and 3 more",
+        ),
+        (
+            ["shift", "{run}", "{files}/corpus.txt", "{files}/many.txt", "--to", "past"],
+            "w0, w1, w2, w3, w4, w5, w6, w7, w8, w9 and 3 more",
+        ),
+    ],
+)
+def test_words_that_the_vocabulary_lacks_are_said(run, files, arguments, unknown, capfdbinary):
+    (files / "many.txt").write_text("\n".join(f"the w{i} slept ." for i in range(13)) + "\n")
+    arguments = [part.replace("{run}", str(run)).replace("{files}", str(files)) for part in arguments]
+    assert main(arguments) == 0
+    assert capfdbinary.readouterr().err.decode() == f"textvae: not in the vocabulary, read as <unk>: {unknown}\n"
+
+
+def test_where_all_words_are_known_nothing_is_said(run, unseen, capfdbinary):
+    for arguments in (["mix", run, *unseen[:2]], ["perturb", run, unseen[0]], ["traverse", run, "--steps", "2"]):
+        assert main([str(argument) for argument in arguments]) == 0
+        assert capfdbinary.readouterr().err == b""
+
+
+def test_an_unknown_word_is_shown_among_the_tokens(run, files, capfdbinary):
+    (files / "odd.txt").write_text("the zebra slept .\n")
+    (line,) = called(capfdbinary, "anomaly", run, files / "corpus.txt", files / "odd.txt", "--tokens")
+    assert " zebra(<unk>):" in line
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["mix", "{run}", "a", "b", "--weights", "1"], "weights: got 1 for 2"),
@@ -106,7 +143,15 @@ def test_a_map_of_a_corpus(run, vae, files, corpus, tmp_path, capfdbinary):
         (["analogy", "{run}", "a", "b", "c", "--strength", "nan"], "strength"),
         (["shift", "{run}", "{files}/corpus.txt", "{files}/few.txt", "--to", "futur"], "Did you mean 'future'"),
         (["shift", "{run}", "{files}/few.txt", "{files}/few.txt", "--to", "future"], "there is no"),
-        (["perturb", "{run}", "a", "-n", "-1"], "n, radius"),
+        (["perturb", "{run}", "a", "-n", "-1"], "-n: got -1; it must be 1 or more"),
+        (["perturb", "{run}", "a", "-n", "0"], "-n: got 0"),
+        (["perturb", "{run}", ""], "text: is empty"),
+        (["perturb", "{run}", "a", "--radius", "1e20"], "radius: got 1e+20"),
+        (["traverse", "{run}", ""], "text: is empty"),
+        (["mix", "{run}", "a", ""], "texts: is empty"),
+        (["analogy", "{run}", "a", "", "c"], "b: is empty"),
+        (["analogy", "{run}", "a", "b", "c", "--strength", "1e30"], "strength: got 1e+30"),
+        (["interpolate", "{run}", "a", ""], "b: is empty"),
         (["perturb", "{run}", "a", "-n", "1000000000"], "at most"),
         (["traverse", "{run}", "a", "--dimension", "8"], "there are 8, counted from 0"),
         (["neighbours", "{run}", "missing.txt", "{files}/few.txt"], "missing.txt"),
@@ -115,10 +160,19 @@ def test_a_map_of_a_corpus(run, vae, files, corpus, tmp_path, capfdbinary):
         (["anomaly", "{run}", "{files}/few.txt", "{files}/few.txt", "--percentile", "0"], "percentile"),
         (["sample-label", "{run}", "{files}/corpus.txt", "passt"], "Did you mean 'past'"),
         (["sample-label", "{run}", "{files}/corpus.txt", "past", "--kind", "mixtur"], "Did you mean 'mixture'"),
+        (["sample-label", "{run}", "{files}/corpus.txt", "past", "--components", "0"], "components: got 0"),
+        (["sample-label", "{run}", "{files}/corpus.txt", "past", "--components", "-3"], "components: got -3"),
+        (["sample-label", "{run}", "{files}/corpus.txt", "past", "-n", "0"], "-n: got 0"),
+        (["fit-prior", "{run}", "--kind", "mixture", "--components", "-1", "--sentences", "20"], "components: got -1"),
+        (["fit-prior", "{run}", "--sentences", "-5"], "sentences: got -5"),
+        (["score", "{run}", "{files}/few.txt", "--iw-samples", "-1"], "iw_samples: got -1"),
+        (["score", "{run}", "{files}/few.txt", "--iw-samples", "100000000"], "at most 1,000,000"),
         (["map", "{run}", "{files}/corpus.txt"], "--out"),
+        (["map", "{run}", "{files}/corpus.txt", "--out", "{files}"], "is a folder; name a file"),
+        (["bench", "{run}", "{files}/empty.txt"], "empty.txt: has no line of text"),
         (["map", "{run}", "{files}/none.csv", "--out", "{files}/m.parquet"], "is no file"),
         (["map", "{run}", "{run}/recipe.yaml", "--out", "{files}/m.parquet"], "--corpus-format"),
-        (["map", "{run}", "{files}/corpus.txt", "--out", "{files}/no/m.parquet"], "m.parquet"),
+        (["map", "{run}", "{files}/corpus.txt", "--out", "{files}/no/m.parquet"], "/no/m.parquet: cannot be written"),
         (["interpolate", "{run}", "a", "b", "--corpus", "{files}/few.txt"], "--path data"),
     ],
 )
@@ -132,3 +186,4 @@ def test_a_users_mistake_is_one_clear_message_and_exit_code_2(run, files, argume
     assert code == 2
     assert message in error.getvalue()
     assert "Traceback" not in error.getvalue()
+    assert ".part" not in error.getvalue()

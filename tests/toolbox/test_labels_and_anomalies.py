@@ -1,15 +1,25 @@
 """Samples of a label, and what is unlike a corpus."""
 
 import random
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
 from textvae.errors import UserError
-from textvae.text import grammar
+from textvae.text import grammar, tokenizers
 from textvae.text.batching import collate
-from textvae.toolbox import Anomaly, AnomalyDetector, LabelledPrior, fit_by_label, judge_by_grammar, token_nats
+from textvae.toolbox import (
+    Anomaly,
+    AnomalyDetector,
+    LabelledPrior,
+    fit_by_label,
+    judge_by_grammar,
+    token_nats,
+    unknown,
+    unknown_words,
+)
 
 
 def test_samples_of_a_label_have_it_more_often_than_samples_have(vae, corpus):
@@ -82,6 +92,48 @@ def test_the_tokens_nats_add_up_to_the_models_own_and_name_the_odd_word(vae):
     assert max(odd, key=lambda pair: pair[1])[0] == "kitchen"
 
 
+def test_an_unknown_word_stands_there_with_a_mark(vae):
+    known, odd = "the happy owner will love the soup .", "the happy zebra will love the soup\tgrok ."
+    found = token_nats(vae, odd)
+    shown = ["the", "happy", "zebra(<unk>)", "will", "love", "the", "soup", "grok(<unk>)", ".", "</s>"]
+    assert [token for token, _ in found] == shown
+    assert found[2][1] > token_nats(vae, known)[2][1]
+    assert unknown_words(vae, [known, odd, "", "grok again grok"]) == ["zebra", "grok", "again"]
+    assert unknown_words(vae, []) == []
+
+
+@pytest.mark.parametrize(
+    ("section", "text", "shown", "words"),
+    [
+        ({"kind": "character"}, "ba \u00e9t", ["b", "a", " ", "\u00e9(<unk>)", "t"], ["\u00e9t"]),
+        ({"kind": "byte"}, "\u00e9a", ["\ufffd", "\ufffd", "a"], []),
+        ({"kind": "word"}, "<unk> a <s>", ["<unk>(<unk>)", "a", "<s>(<unk>)"], ["<unk>", "<s>"]),
+        # Pieces that are neither words nor characters cannot be placed in the text: they stand as they are.
+        (
+            {"kind": "sentencepiece", "vocab_size": 12, "byte_fallback": False},
+            "tab \u00e9\u00e8ab",
+            None,
+            ["\u00e9\u00e8ab"],
+        ),
+    ],
+    ids=["character", "byte", "word", "sentencepiece"],
+)
+def test_what_is_unknown_is_told_whatever_the_tokenizer(section, text, shown, words):
+    tokenizer = tokenizers.train(section, ["a tab", "a bat at a tab", "ta ba"] * 5)
+    (ids,) = tokenizer.encode([text])
+    found = unknown.pieces(tokenizer, text, ids[1:-1])
+    assert found == (shown or tokenizer.decode([[i] for i in ids[1:-1]]))
+    run = SimpleNamespace(tokenizer=tokenizer)
+    assert unknown_words(run, [text, "a tab"]) == words
+
+
+def test_nothing_is_encoded_for_a_prior_that_cannot_be_fitted(vae, monkeypatch):
+    monkeypatch.setattr(vae.model, "encode", None)
+    for components in (0, -3):
+        with pytest.raises(UserError, match=f"label 'x': components: got {components}"):
+            fit_by_label(vae, ["a"] * 4, ["x"] * 4, components=components)
+
+
 def test_what_cannot_be_is_refused(vae, unseen, tmp_path):
     priors = LabelledPrior({"past": nn.Identity()})
     for call, message in (
@@ -90,7 +142,11 @@ def test_what_cannot_be_is_refused(vae, unseen, tmp_path):
         (lambda: fit_by_label(vae, ["a"], []), "got 0 for 1"),
         (lambda: fit_by_label(vae, ["a", "b"], ["x", "y"], components=2), "label 'x': .* needs 2 sentences"),
         (lambda: fit_by_label(vae, ["a"], ["x"], kind="mixtur"), "Did you mean 'mixture'"),
-        (lambda: AnomalyDetector(vae, unseen[:1]), "at least 1 and 2"),
+        (lambda: AnomalyDetector(vae, unseen[:1]), "reference: got 1 sentences; a threshold needs 2"),
+        (lambda: AnomalyDetector(vae, "the cook"), "reference: got the single text"),
+        (lambda: AnomalyDetector(vae, unseen[:3], draws=0), "draws: got 0"),
+        (lambda: fit_by_label(vae, "ab", ["x", "y"]), "texts: got the single text"),
+        (lambda: priors.sample_latents("past", 2.5), "n: got 2.5"),
         (lambda: AnomalyDetector(vae, unseen[:3], percentile=100), "percentile"),
         (lambda: AnomalyDetector(vae, unseen[:3], measure="tokens"), "Did you mean 'token'"),
     ):

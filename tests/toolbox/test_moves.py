@@ -88,11 +88,19 @@ def test_what_cannot_be_is_refused(vae):
         (lambda: moves.mix_latents(z, path="sferical"), "Did you mean 'spherical'"),
         (lambda: moves.around(z[0], torch.zeros(3), 2), "is a point"),
         (lambda: moves.around(z[0], z[0].abs(), 2, radius=-1), "radius"),
-        (lambda: moves.around(z[0], z[0].abs(), -2), "n, radius"),
+        (lambda: moves.around(z[0], z[0].abs(), -2), "n: got -2"),
         (lambda: moves.along_dimension(z[0], 3, torch.zeros(2)), "there are 3, counted from 0"),
         (lambda: moves.traverse(vae, "a", 99), "dimension: got 99"),
         (lambda: moves.traverse(vae, "a", 0, 1), "steps: got 1"),
-        (lambda: moves.traverse(vae, "a", 0, low=math.nan), "finite"),
+        (lambda: moves.traverse(vae, "a", 0, low=math.nan), "low: got nan; it must be finite"),
+        (lambda: moves.traverse(vae, "a", 0, high=1e30), r"high: got 1e\+30"),
+        (lambda: moves.traverse(vae, "a", 1.5), "dimension: got 1.5"),
+        (lambda: moves.traverse(vae, " ", 0), "text: is empty"),
+        (lambda: moves.perturb(vae, ""), "text: is empty"),
+        (lambda: moves.perturb(vae, "a", radius=1e20), r"radius: got 1e\+20; it must be finite, from 0 to 1000"),
+        (lambda: moves.mix(vae, ["a", ""]), "texts: is empty"),
+        (lambda: moves.mix(vae, "ab"), "texts: got the single text"),
+        (lambda: moves.mix_latents(z, [1.0, -0.9999]), "beyond 1,000 times that sum"),
     ):
         with pytest.raises(UserError, match=message):
             call()

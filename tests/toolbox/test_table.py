@@ -65,6 +65,24 @@ def test_an_error_in_the_middle_leaves_the_old_file_and_no_other(vae, tmp_path):
         write_latents(vae, [], out, chunk=0)
 
 
+def test_what_cannot_be_written_is_named_as_it_was_asked_for(vae, tmp_path, monkeypatch):
+    def refused(path, schema):
+        raise PermissionError(13, f"Failed to open local file '{path}'")
+
+    for out, message in (
+        (tmp_path, "is a folder; name a file"),
+        (tmp_path / "no" / "x.parquet", "cannot be written; .*no is no folder"),
+        (tmp_path / f"{'x' * 240}.parquet", "cannot be written \\(File name too long\\)"),
+    ):
+        with pytest.raises(UserError, match=message) as caught:
+            write_latents(vae, [("the cook", None)], out)
+        assert str(caught.value).startswith(f"{out}: ")
+    monkeypatch.setattr(pq, "ParquetWriter", refused)
+    with pytest.raises(UserError, match=r"/x\.parquet: cannot be written \(Permission denied\)$"):
+        write_latents(vae, [("the cook", None)], tmp_path / "x.parquet")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_rows_come_out_of_every_format(tmp_path):
     expected = [("good soup", "1"), ("bad soup", "0")]
     rows = [{"text": text, "label": int(label)} for text, label in expected]

@@ -102,6 +102,8 @@ def _serve(blocks: Any, host: str, port: int | None, browser: bool) -> int:
     """Serves the page at the first port that can be had, and returns it."""
     from gradio.themes import Base
 
+    from textvae.explorer.asking import REFUSALS
+
     font = ["system-ui", "sans-serif"]  # the machine's own: nothing is fetched
     for number in [port] if port is not None else range(FIRST_PORT, FIRST_PORT + PORTS):
         try:
@@ -116,6 +118,7 @@ def _serve(blocks: Any, host: str, port: int | None, browser: bool) -> int:
                 prevent_thread_lock=True,
                 footer_links=[],
                 max_file_size=1,
+                app_kwargs={"exception_handlers": REFUSALS},
                 theme=Base(font=font, font_mono=font),
             )
             return number

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import reprlib
 import threading
 import time
 from collections import deque
+from collections.abc import Iterable
 
-from textvae.errors import UserError
+from textvae.errors import UserError, suggest
 
 CHARACTERS = 500  # of a text
 SENTENCES = 50  # of an answer
@@ -24,7 +26,9 @@ def text(value: object, name: str) -> str:
     Raises:
         UserError: names the field.
     """
-    line = " ".join(str(value or "").replace("\0", " ").split())
+    if not isinstance(value, str | None):
+        raise UserError(f"{name}: got {reprlib.repr(value)}; a sentence is needed")
+    line = " ".join((value or "").replace("\0", " ").split())
     if not line:
         raise UserError(f"{name}: is empty; type a sentence")
     if len(line) > CHARACTERS:
@@ -46,11 +50,29 @@ def number(value: object, name: str, least: float, most: float) -> float:
     """
     try:
         found = float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
-        raise UserError(f"{name}: got {value!r}; a number from {least:g} to {most:g} is needed") from None
+    except (TypeError, ValueError, OverflowError):
+        said = f"{name}: got {reprlib.repr(value)}; a number from {least:.10g} to {most:.10g} is needed"
+        raise UserError(said) from None
     if not least <= found <= most:
-        raise UserError(f"{name}: got {found:g}; it must be from {least:g} to {most:g}")
+        raise UserError(f"{name}: got {found:.10g}; it must be from {least:.10g} to {most:.10g}")
     return found
+
+
+def choice(value: object, name: str, known: Iterable[str]) -> str:
+    """Returns the value if it is one of the known.
+
+    Args:
+        value: of a field.
+        name: of the field.
+        known: what it may hold.
+
+    Raises:
+        UserError: names the field, what it holds and what it may hold.
+    """
+    known = list(known)
+    if not isinstance(value, str) or value not in known:
+        raise UserError(f"{name}: got {reprlib.repr(value)}{suggest(reprlib.repr(value), known)}")
+    return value
 
 
 class Rate:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from textvae.api import TextVAE
-from textvae.errors import MissingExtraError, UserError, suggest
+from textvae.errors import MissingExtraError, UserError
 from textvae.evaluation.latents import kl_by_dimension
 from textvae.explorer import limits
 from textvae.generation.latent import path as latent_path
@@ -24,6 +24,8 @@ PLACES = (-3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0)  # of a dimension
 NEIGHBOURS = 5
 KEPT_TO = 1000  # sentences that a walk along the data keeps to: its time grows with their square
 KINDS = ("linear", "spherical", "data")
+METHODS = ("sample", "greedy", "beam")
+MAPS = ("PCA", "UMAP")
 
 Rows = list[tuple[str, str]]
 
@@ -86,8 +88,7 @@ class Views:
         """
         ends = [limits.text(first, "first sentence"), limits.text(last, "last sentence")]
         count = int(limits.number(steps, "steps", 2, limits.SENTENCES))
-        if kind not in KINDS:
-            raise UserError(f"path: got {kind!r}{suggest(kind, KINDS)}")
+        limits.choice(kind, "path", KINDS)
         with self.model_lock:
             a, b = self.vae.encode(ends)
             if kind == "data":
@@ -112,7 +113,7 @@ class Views:
             seed: the same draws for the same seed.
         """
         count = int(limits.number(n, "how many", 1, limits.SENTENCES))
-        options: dict[str, Any] = {"method": method}
+        options: dict[str, Any] = {"method": limits.choice(method, "method", METHODS)}
         if method == "sample":
             options["temperature"] = limits.number(temperature, "temperature", 0.05, 5.0)
             options["top_p"] = limits.number(top_p, "nucleus (top-p)", 0.05, 1.0)
@@ -128,13 +129,34 @@ class Views:
             value: in latent units, the standard deviations of a prior N(0, I).
         """
         line = limits.text(sentence, "sentence")
-        place = int(limits.number(dimension, "dimension", 0, self.vae.latent_dim - 1))
+        place = self._dimension(dimension)
         wanted = limits.number(value, "value", -10.0, 10.0)
         with self.model_lock:
             z = self.vae.encode([line]).repeat(2 + len(PLACES), 1)
             z[1:, place] = torch.tensor([wanted, *PLACES])
             before, after, *others = self.vae.decode(z, method="greedy")
         return before, after, [(f"{at:+g}", text) for at, text in zip(PLACES, others)]
+
+    def own(self, sentence: str, dimension: float) -> float:
+        """Returns the value of one dimension of a sentence's posterior mean, to two places.
+
+        Args:
+            sentence: whose.
+            dimension: 0 to D - 1.
+        """
+        line, place = limits.text(sentence, "sentence"), self._dimension(dimension)
+        with self.model_lock:
+            return round(float(self.vae.encode([line])[0, place]), 2)
+
+    def busiest(self) -> int:
+        """Returns the dimension of the largest KL; of the largest variance where there is no KL, 0 without texts."""
+        if len(self.texts) < 2:
+            return 0
+        kl, variance = self.activity
+        return int((variance if kl is None else kl).argmax())
+
+    def _dimension(self, dimension: float) -> int:
+        return int(limits.number(dimension, "dimension", 0, self.vae.latent_dim - 1))
 
     def attribute(self, sentence: str, name: str, source: str, target: str, strength: float) -> tuple[str, Rows]:
         """Returns the sentence moved from one label towards another, and the same at several strengths.
@@ -155,8 +177,9 @@ class Views:
         return moved, [(f"{at:+g}", text) for at, text in zip(STRENGTHS, others)]
 
     def _vector(self, name: str, source: str, target: str) -> AttributeVector:
-        if name not in self.labels:
-            raise UserError(f"attribute: got {name!r}{suggest(name, self.labels)}")
+        known = set(self.labels[limits.choice(name, "attribute", self.labels)]) - {""}
+        for field, label in (("from", source), ("to", target)):
+            limits.choice(label, field, known)
         if source == target:
             raise UserError(f"from and to: both are {source!r}; take two labels")
         key = (name, source, target)
@@ -176,6 +199,7 @@ class Views:
             UserError: fewer than 3 sentences.
             MissingExtraError: UMAP without umap-learn.
         """
+        limits.choice(kind, "map", MAPS)
         if len(self.texts) < 3:
             raise UserError("map: needs 3 sentences or more (--corpus)")
         # Not the model's lock: the first UMAP of thousands takes seconds, and others may ask the model meanwhile.

@@ -28,13 +28,13 @@ def export(vae: TextVAE, folder: str | Path, *, format: str = "onnx", traced: Ma
 
     Args:
         vae: the run.
-        folder: a new or an empty one, or one of an earlier export.
+        folder: a new or an empty one, or one of an earlier export of the same format, which is written anew.
         format: onnx, torch or int8.
         traced: what `textvae.export.onnx_format.traced` gave for this run, where both onnx and int8 are wanted.
 
     Raises:
-        UserError: an unknown format, a language model, a folder that holds other things, or a model that cannot be
-            traced.
+        UserError: an unknown format, a language model, a folder that holds other things or another format, or a model
+            that cannot be traced.
         MissingExtraError: ONNX without the extra `export`.
     """
     if format not in FORMATS:
@@ -48,6 +48,9 @@ def export(vae: TextVAE, folder: str | Path, *, format: str = "onnx", traced: Ma
     place = Path(folder)
     if place.exists() and not (place / DESCRIPTION).is_file() and (not place.is_dir() or any(place.iterdir())):
         raise UserError(f"{place}: exists and is no export; name a new folder")
+    if (place / DESCRIPTION).is_file() and (there := _described(place)[0]) != format:
+        # Files of both would lie side by side, and which are the export's only the last would say.
+        raise UserError(f"{place}: holds an export of the format {there}; name another folder for {format}")
     if format != "torch":
         onnx_format.require()
     place.mkdir(parents=True, exist_ok=True)
@@ -82,6 +85,18 @@ def load(folder: str | Path, *, threads: int | None = None, trust_code: bool = F
     from textvae.text import tokenizers
 
     place = Path(folder)
+    format, latent_dim = _described(place)
+    if format == "torch" and not trust_code:
+        raise UserError(f"{place}: torch unpickles what .pt2 programs hold; only if you trust them: trust_code=True")
+    recipe = recipe_file.load(place / checkpoint.RECIPE)
+    saved = str(place / checkpoint.TOKENIZER)
+    tokenizer = tokenizers.load(saved, kind=recipe.tokenizer.kind, trust_code=trust_code)
+    graphs: Any = runtime.TorchGraphs(place) if format == "torch" else runtime.OnnxGraphs(place, threads=threads)
+    return runtime.ExportedVAE(runtime.ExportedModel(graphs, latent_dim), tokenizer, recipe)
+
+
+def _described(place: Path) -> tuple[str, int]:
+    """The format and D of an export's folder."""
     try:
         description = json.loads((place / DESCRIPTION).read_text(encoding="utf-8"))
         format, latent_dim = description["format"], int(description["latent_dim"])
@@ -91,13 +106,7 @@ def load(folder: str | Path, *, threads: int | None = None, trust_code: bool = F
         raise CheckpointError(f"{place / DESCRIPTION}: is damaged ({error!r})") from error
     if format not in FORMATS:
         raise CheckpointError(f"{place / DESCRIPTION}: is damaged (format is {format!r})")
-    if format == "torch" and not trust_code:
-        raise UserError(f"{place}: torch unpickles what .pt2 programs hold; only if you trust them: trust_code")
-    recipe = recipe_file.load(place / checkpoint.RECIPE)
-    saved = str(place / checkpoint.TOKENIZER)
-    tokenizer = tokenizers.load(saved, kind=recipe.tokenizer.kind, trust_code=trust_code)
-    graphs: Any = runtime.TorchGraphs(place) if format == "torch" else runtime.OnnxGraphs(place, threads=threads)
-    return runtime.ExportedVAE(runtime.ExportedModel(graphs, latent_dim), tokenizer, recipe)
+    return str(format), latent_dim
 
 
 def _description(vae: TextVAE, format: str) -> dict[str, Any]:

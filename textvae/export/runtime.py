@@ -13,6 +13,7 @@ from torch.distributions import Distribution
 from textvae.api import TextVAE
 from textvae.errors import CheckpointError, UserError
 from textvae.export import onnx_format, torch_format
+from textvae.generation import given
 from textvae.latent.posteriors import diagonal_gaussian
 from textvae.model import State
 from textvae.recipe import Generation, Recipe
@@ -199,16 +200,10 @@ class ExportedVAE(TextVAE):
 
     def decode(self, z: Tensor, *, seed: int | None = None, **options: Any) -> list[str]:
         """Returns a text for each row of z (N, D); see `TextVAE.decode`."""
-        settings, z = self._settings(options), torch.as_tensor(z, dtype=torch.float32)
+        settings, z = self._settings(options), given.latents(z, self.latent_dim)
         graphs = self.graphs
         inside = settings == self._within(settings.max_length)
-        if (
-            not isinstance(graphs, OnnxGraphs)
-            or not inside
-            or z.dim() != 2
-            or z.shape[1] != self.latent_dim
-            or not len(z)
-        ):
+        if not isinstance(graphs, OnnxGraphs) or not inside or not len(z):
             return super().decode(z, seed=seed, **options)
         ids: list[list[int]] = []
         for part in z.split(ROWS):
@@ -228,10 +223,16 @@ class ExportedVAE(TextVAE):
             kind = self.recipe.model.prior.kind
             if kind != "standard_normal":
                 raise UserError(f"sample: an export holds no prior, and the run's is {kind!r}; decode z of your own")
-            generator = torch.Generator()
-            generator.seed() if seed is None else generator.manual_seed(seed)
-            return torch.randn(n, self.latent_dim, generator=generator)
+            return torch.randn(given.count(n, "n"), self.latent_dim, generator=self.generator(seed))
         return super().sample_latents(n, seed=seed)
+
+    def evaluate(self, split: str = "test", **asked: Any) -> dict[str, Any]:
+        """Refuses: the figures need the run's prior, which an export does not hold.
+
+        Raises:
+            UserError: always.
+        """
+        raise UserError("evaluate: an export holds no prior, and has no such thing; evaluate the run it was made of")
 
     def score(self, texts: Sequence[str], *, iw_samples: int | None = None, seed: int = 0) -> list[dict[str, float]]:
         """Returns each text's figures; see `TextVAE.score`.

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from textvae.errors import UserError, suggest
+from textvae.generation import given
 
 PATHS = ("linear", "spherical")
 SAME_LINE = 1e-9  # sine of the angle under which two directions count as one line
@@ -36,8 +37,7 @@ def path(a: Tensor, b: Tensor, steps: int, *, kind: Literal["linear", "spherical
     References:
         Shoemake 1985, Animating rotation with quaternion curves, SIGGRAPH; White 2016, arXiv 1609.04468.
     """
-    if steps < 2:
-        raise UserError(f"steps: got {steps}; a path has its two ends, so 2 or more")
+    steps = given.count(steps, "steps", 2)  # its two ends
     if kind not in PATHS:
         raise UserError(f"kind: got {kind!r}{suggest(kind, PATHS)}")
     if a.shape != b.shape or a.dim() not in (1, 2):

@@ -22,6 +22,7 @@ State = tuple[Tensor, ...]  # each (layers, B, H)
 # words cost 25 % more a row than 500.
 CPU_ROWS = 512
 DEVICE_ROWS = 4096
+COLDEST = 1e-20  # temperature
 
 
 class StepModel(Protocol):
@@ -195,14 +196,16 @@ def _word_by_word(
 def _sampler(settings: Generation, seeds: Tensor) -> Pick:
     """Draws from softmax(logits / temperature), cut to the top k and the nucleus; row i has the stream of seeds[i]."""
 
+    # Nearer to 0 or to infinity than single precision goes, 0/0 would come of it: here it is greedy, or uniform.
+    temperature = min(max(settings.temperature, COLDEST), 1 / COLDEST)
     memory: Tensor | None = None  # kept, because mapping 20 MB afresh each step takes longer than the softmax
 
     def pick(logits: Tensor, rows: Tensor, step: int) -> Tensor:
         candidates = None
         if settings.top_k is not None and settings.top_k < logits.shape[1]:
             logits, candidates = largest(logits, settings.top_k)
-        if settings.temperature != 1.0:
-            logits /= settings.temperature
+        if temperature != 1.0:
+            logits /= temperature
         nonlocal memory
         memory = torch.empty_like(logits) if memory is None else memory
         weights = torch.softmax(logits, dim=-1, out=memory[: len(logits)])

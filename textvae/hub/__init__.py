@@ -15,6 +15,7 @@ from textvae.errors import CheckpointError, UserError
 from textvae.hub import card
 from textvae.hub.tokenizer import save_for_transformers
 from textvae.latent.fitted import FITTED
+from textvae.recipe import Recipe
 
 CONFIG = "config.json"
 PICTURE = "curves.png"
@@ -23,6 +24,7 @@ NEEDED = [
     checkpoint.RECIPE,
     checkpoint.WEIGHTS,
     checkpoint.FITTED_PRIOR,
+    "export.json",  # by which an export is told from a run that is not whole
     f"{checkpoint.TOKENIZER}/*",
 ]
 
@@ -37,6 +39,24 @@ class HubMixin(ModelHubMixin, library_name="textvae", tags=["text-vae"]):
 
     # Set by `textvae.load`: the run's folder, where its figures lie.
     folder: Path | None = None
+    # Set by `from_pretrained`: what the recipe names on this machine's disk was put there by whoever wrote it.
+    foreign: bool = False
+
+    def corpus_recipe(self) -> Recipe:
+        """Returns the run's recipe, for its corpus to be read.
+
+        Raises:
+            UserError: the run came by `from_pretrained`, and its recipe names files on this machine.
+        """
+        recipe: Recipe = self.recipe  # type: ignore[attr-defined]  # of a TextVAE, which stands above
+        data = recipe.data
+        named = data.folder or next(iter((data.files or {}).values()), None)
+        if self.foreign and named is not None:
+            raise UserError(
+                f"data: the recipe of a run from elsewhere names {named!r} on this machine, which is not read; "
+                "evaluate(recipe=...) takes a corpus of yours, and textvae.load a run of yours"
+            )
+        return recipe
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> Self:
@@ -92,7 +112,9 @@ class HubMixin(ModelHubMixin, library_name="textvae", tags=["text-vae"]):
                 allow_patterns=NEEDED,
             )
         known = {name: options[name] for name in ("device", "trust_code") if name in options}
-        return load(folder, **known)
+        vae = load(folder, **known)
+        vae.foreign = True
+        return vae
 
     def _save_pretrained(self, save_directory: Path) -> None:
         vae: Any = self  # a TextVAE, which stands above

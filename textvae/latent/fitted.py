@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Mapping
 
 import torch
@@ -69,15 +70,12 @@ def fit(
         needs.
 
     Raises:
-        UserError: an unknown kind, too few rows, or rows that are not finite.
+        UserError: as `check`, or rows that are not finite.
 
     References:
         Ghosh 2020, arXiv 1903.12436, section 4 ("ex-post density estimation"); Dempster 1977 (EM).
     """
-    _check_kind(kind)
-    needed = {"gaussian": 2, "mixture": components, "flow": 20}[kind]
-    if len(means) < needed:
-        raise UserError(f"a fitted prior {kind!r} needs {needed} sentences or more, and there are {len(means)}")
+    check(kind, components, len(means))
     # The caller may be evaluating, where tensors cannot be trained on.
     with torch.inference_mode(False), torch.no_grad():
         rows = means.detach().cpu().double().clone()
@@ -91,6 +89,25 @@ def fit(
         else:
             prior = _fit_flow(rows, widths, generator)
     return prior.to(means.device).requires_grad_(False).eval()
+
+
+def check(kind: str, components: int, rows: int) -> None:
+    """Says what keeps a prior from being fitted, before the sentences are encoded for it.
+
+    Args:
+        kind: "gaussian", "mixture" or "flow".
+        components: of the mixture.
+        rows: how many sentences there are.
+
+    Raises:
+        UserError: an unknown kind, components that are no number above 0, or too few rows.
+    """
+    _check_kind(kind)
+    if kind == "mixture" and not (isinstance(components, numbers.Integral) and components > 0):
+        raise UserError(f"components: got {components!r}; a mixture has 1 or more")
+    needed = {"gaussian": 2, "mixture": components, "flow": 20}[kind]
+    if rows < needed:
+        raise UserError(f"a fitted prior {kind!r} needs {needed} sentences or more, and there are {rows}")
 
 
 def restore(kind: str, state: Mapping[str, Tensor], latent_dim: int, where: str = "fitted prior") -> nn.Module:
@@ -125,7 +142,7 @@ def restore(kind: str, state: Mapping[str, Tensor], latent_dim: int, where: str 
 
 def _check_kind(kind: str) -> None:
     if kind not in FITTED:
-        raise UserError(f"got {kind!r}, which is no fitted prior{suggest(kind, FITTED)}")
+        raise UserError(f"kind: got {kind!r}, which is no fitted prior{suggest(kind, FITTED)}")
 
 
 def _noise(like: Tensor, generator: torch.Generator | None) -> Tensor:

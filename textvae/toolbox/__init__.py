@@ -8,6 +8,7 @@ from textvae.toolbox.moves import along_dimension, around, mix, mix_latents, per
 from textvae.toolbox.neighbours import Found, Neighbours, nearest
 from textvae.toolbox.success import Classifier, Success, judge_by_grammar, success
 from textvae.toolbox.table import rows_of, write_latents
+from textvae.toolbox.unknown import unknown_words
 
 __all__ = [
     "Aggregate",
@@ -38,5 +39,6 @@ __all__ = [
     "success",
     "token_nats",
     "traverse",
+    "unknown_words",
     "write_latents",
 ]

@@ -10,7 +10,9 @@ import torch
 from numpy.typing import NDArray
 
 from textvae.errors import UserError, suggest
+from textvae.generation import given
 from textvae.text.batching import collate
+from textvae.toolbox.unknown import pieces
 
 if TYPE_CHECKING:
     from textvae.api import TextVAE
@@ -65,10 +67,9 @@ class AnomalyDetector:
             raise UserError(f"measure: got {measure!r}{suggest(measure, MEASURES)}")
         if not 0 < percentile < 100:
             raise UserError(f"percentile: got {percentile}; it must lie between 0 and 100")
-        if draws < 1 or len(reference) < 2:
-            raise UserError(
-                f"draws, reference: got {draws} and {len(reference)} sentences; at least 1 and 2 are needed"
-            )
+        draws, reference = given.count(draws, "draws", 1), given.texts(reference, "reference")
+        if len(reference) < 2:
+            raise UserError(f"reference: got {len(reference)} sentences; a threshold needs 2 or more")
         self._vae, self._draws, self._seed = vae, draws, seed
         self.measure = measure
         self._reference = np.sort(self._of(self._nats(reference)))
@@ -97,17 +98,18 @@ class AnomalyDetector:
 def token_nats(vae: TextVAE, text: str) -> list[tuple[str, float]]:
     """Returns each token and its -log p(token | those before, z) in nats, z the posterior mean; </s> is the last.
 
-    The sum is -log p(x|z), the reconstruction's part of the -ELBO at the mean.
+    The sum is -log p(x|z), the reconstruction's part of the -ELBO at the mean. A word that the vocabulary lacks stands
+    as zebra(<unk>): the nats are those of <unk>.
     """
-    batch = vae.on_device(collate(vae.tokenizer.encode([text]), vae.tokenizer.pad_id))
+    batch = vae.on_device(collate(vae.tokenizer.encode(given.texts([text])), vae.tokenizer.pad_id))
     ids = batch.tokens[0].tolist()
+    words = [*pieces(vae.tokenizer, text, ids[1:-1]), "</s>"]
     found = []
     with torch.inference_mode():
         z = vae.encode([text]).to(vae.device) if vae.latent_dim else torch.zeros(1, 0, device=vae.device)
         state = vae.model.start(z)
-        for token, following in zip(batch.tokens[0, :-1], ids[1:]):
+        for token, following, word in zip(batch.tokens[0, :-1], ids[1:], words):
             logits, state = vae.model.step(token[None], z, state)
             nats = float(torch.logsumexp(logits[0].double(), 0) - logits[0, following].double())
-            word = "</s>" if following == vae.tokenizer.eos_id else vae.tokenizer.decode([[following]])[0]
             found.append((word, nats))
     return found

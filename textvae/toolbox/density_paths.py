@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from textvae.errors import UserError, suggest
+from textvae.generation import given
 from textvae.generation.latent import PATHS
 
 if TYPE_CHECKING:
@@ -144,8 +145,7 @@ def path_along(
         Groisman 2018, arXiv 1810.09398 (Fermat distance); Arvanitidis 2018, arXiv 1710.11379 (geodesics in the latent
         space of a VAE); Henkelman 2000, doi 10.1063/1.1323224 (elastic bands).
     """
-    if steps < 2:
-        raise UserError(f"steps: got {steps}; a path has its two ends, so 2 or more")
+    steps = given.count(steps, "steps", 2)  # its two ends
     dimensions = aggregate.means.shape[1]
     if a.shape != (dimensions,) or b.shape != (dimensions,):
         shapes = f"{tuple(a.shape)} and {tuple(b.shape)}"
@@ -187,14 +187,14 @@ def interpolate(
         **options: of decoding; greedily unless `method` says otherwise.
 
     Raises:
-        UserError: an unknown path, fewer than 2 steps, or a corpus of fewer than 2 sentences.
+        UserError: an unknown path, an empty sentence, fewer than 2 steps, or a corpus of fewer than 2 sentences.
     """
     if path in PATHS:
         return vae.interpolate(a, b, steps, path=path, seed=seed, **options)  # type: ignore[arg-type]
     if path != "data":
         raise UserError(f"path: got {path!r}{suggest(path, ('data', *PATHS))}")
-    ends = vae.encode([a, b])
-    texts = vae.corpus_texts("train", CORPUS) if corpus is None else list(corpus)
+    ends = vae.encode([given.sentence(a, "a"), given.sentence(b, "b")])
+    texts = vae.corpus_texts("train", CORPUS) if corpus is None else given.texts(corpus, "corpus")
     z = path_along(ends[0], ends[1], steps, Aggregate(*vae.encode_distribution(texts)))
     return vae.decode(z, seed=seed, **{"method": "greedy", **options})
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor
 
 from textvae.errors import UserError, suggest
+from textvae.generation import given
 
 if TYPE_CHECKING:
     from textvae.api import TextVAE
@@ -69,6 +69,7 @@ def attribute_vector(
     Raises:
         UserError: labels that no sentence has, or that are the same.
     """
+    texts = given.texts(texts)
     if len(texts) != len(labels):
         raise UserError(f"labels: got {len(labels)} for {len(texts)} sentences; each has one")
     known = sorted(set(labels))
@@ -99,7 +100,7 @@ def shift(
     Greedily unless `method` says otherwise; other options are of decoding. A strength below 0 leads back.
 
     Raises:
-        UserError: a vector of another width, or a strength that is not finite.
+        UserError: a vector of another width, or a strength beyond 1,000.
     """
     step = vector.vector if isinstance(vector, AttributeVector) else vector
     _check(vae, step, strength)
@@ -113,9 +114,13 @@ def analogy(
 
     Greedily unless `method` says otherwise; other options are of decoding.
 
+    Raises:
+        UserError: an empty sentence, or a strength beyond 1,000.
+
     References:
         Mikolov 2013, NAACL (linguistic regularities); Zhao 2018, arXiv 1706.04223 (on sentences).
     """
+    a, b, c = (given.sentence(text, name) for text, name in ((a, "a"), (b, "b"), (c, "c")))
     return analogies(vae, [(a, b)], [c], strength=strength, seed=seed, **options)[0]
 
 
@@ -139,7 +144,7 @@ def analogies(
         **options: of decoding; greedily unless `method` says otherwise.
 
     Raises:
-        UserError: no pair, or a strength that is not finite.
+        UserError: no pair, or a strength beyond 1,000.
     """
     if not pairs:
         raise UserError("pairs: got none; an analogy has 1 or more")
@@ -150,5 +155,4 @@ def analogies(
 def _check(vae: TextVAE, step: Tensor, strength: float) -> None:
     if step.shape != (vae.latent_dim,):
         raise UserError(f"vector: got shape {tuple(step.shape)}; it must be ({vae.latent_dim},), as the run's latents")
-    if not math.isfinite(strength):
-        raise UserError(f"strength: got {strength}; it must be finite")
+    given.size(strength, "strength")

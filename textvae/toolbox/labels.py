@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from textvae.errors import UserError, suggest
+from textvae.generation import given
 from textvae.latent import fitted
 
 if TYPE_CHECKING:
@@ -33,8 +35,7 @@ class LabelledPrior:
         """
         if label not in self.priors:
             raise UserError(f"label: got {label!r}{suggest(label, self.priors)}")
-        if n < 0:
-            raise UserError(f"n: got {n}; it must be 0 or more")
+        n, seed = given.count(n, "n"), given.seed(seed)
         with torch.random.fork_rng(devices=[]), torch.inference_mode():
             if seed is None:
                 torch.seed()
@@ -73,15 +74,26 @@ def fit_by_label(
     References:
         Dempster 1977 (EM); Ghosh 2020, arXiv 1903.12436 (fitting after training).
     """
-    if len(texts) != len(labels) or not labels:
+    texts = given.texts(texts)
+    if len(texts) != len(labels) or not len(labels):
         raise UserError(f"labels: got {len(labels)} for {len(texts)} sentences; each has one, and there is 1 or more")
+    known = sorted(set(labels))
+    for label in known:
+        with _named(label):
+            fitted.check(kind, components, sum(other == label for other in labels))
     means, scales = vae.encode_distribution(texts)
     priors = {}
-    for label in sorted(set(labels)):
+    for label in known:
         rows = torch.tensor([other == label for other in labels])
         generator = torch.Generator().manual_seed(seed)
-        try:
+        with _named(label):
             priors[label] = fitted.fit(kind, means[rows], scales[rows], components=components, generator=generator)
-        except UserError as error:
-            raise UserError(f"label {label!r}: {error}") from error
     return LabelledPrior(priors)
+
+
+@contextlib.contextmanager
+def _named(label: str) -> Iterator[None]:
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"label {label!r}: {error}") from error

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from textvae.errors import UserError, suggest
+from textvae.generation import given
 from textvae.generation.latent import PATHS
 
 if TYPE_CHECKING:
@@ -31,8 +32,8 @@ def mix_latents(z: Tensor, weights: Sequence[float] | None = None, *, path: str 
         (D,) in z's precision.
 
     Raises:
-        UserError: no latent, other numbers of weights than latents, weights that are not finite or whose sum is not
-            above 0, or an unknown path.
+        UserError: no latent, other numbers of weights than latents, weights that are not finite, whose sum is not
+            above 0 or of which one is beyond 1,000 times the sum, or an unknown path.
 
     References:
         White 2016, arXiv 1609.04468.
@@ -41,12 +42,14 @@ def mix_latents(z: Tensor, weights: Sequence[float] | None = None, *, path: str 
         raise UserError(f"mix: got latents of shape {tuple(z.shape)}; (N, D) with N at least 1 is needed")
     if path not in PATHS:
         raise UserError(f"path: got {path!r}{suggest(path, PATHS)}")
-    given = [1.0] * len(z) if weights is None else [float(weight) for weight in weights]
-    if len(given) != len(z):
-        raise UserError(f"weights: got {len(given)} for {len(z)} sentences; each has one")
-    if not all(map(math.isfinite, given)) or not sum(given) > 0:
-        raise UserError(f"weights: got {given}; they must be finite, with a sum above 0")
-    shares = torch.tensor(given, dtype=torch.float64, device=z.device)[:, None] / sum(given)
+    most = given.FARTHEST
+    wanted = [1.0] * len(z) if weights is None else [given.size(one, "weights", -most, most) for one in weights]
+    if len(wanted) != len(z):
+        raise UserError(f"weights: got {len(wanted)} for {len(z)} sentences; each has one")
+    if not 0 < max(map(abs, wanted)) <= given.LONGEST_STEP * sum(wanted):
+        times = f"{given.LONGEST_STEP:,.0f} times"
+        raise UserError(f"weights: got {wanted}; they must have a sum above 0, and none may be beyond {times} that sum")
+    shares = torch.tensor(wanted, dtype=torch.float64, device=z.device)[:, None] / sum(wanted)
     mean = (shares * z.double()).sum(0)
     if path == "spherical" and float(mean.norm()) > 0:
         mean = mean / mean.norm() * (shares[:, 0] * z.double().norm(dim=-1)).sum().abs()
@@ -65,8 +68,12 @@ def mix(
     """Returns the text decoded from the weighted mean of sentences' posterior means; see `mix_latents`.
 
     Greedily unless `method` says otherwise; other options are of decoding.
+
+    Raises:
+        UserError: as `mix_latents`, or an empty sentence.
     """
-    z = mix_latents(vae.encode(texts), weights, path=path)
+    sentences = [given.sentence(text, "texts") for text in given.texts(texts)]
+    z = mix_latents(vae.encode(sentences), weights, path=path)
     return vae.decode(z[None], seed=seed, **{"method": "greedy", **options})[0]
 
 
@@ -82,17 +89,16 @@ def around(
         mean: (D,).
         scale: (D,) posterior standard deviations.
         n: how many.
-        radius: in posterior standard deviations, 0 or more.
+        radius: in posterior standard deviations, 0 to 1,000.
         generator: of the directions.
 
     Returns:
         (n, D), in the mean's precision.
 
     Raises:
-        UserError: n or radius below 0, or a posterior that is a point, around which no distance is known.
+        UserError: n or radius out of range, or a posterior that is a point, around which no distance is known.
     """
-    if n < 0 or not 0 <= radius < math.inf:
-        raise UserError(f"n, radius: got {n} and {radius}; each must be 0 or more")
+    n, radius = given.count(n, "n"), given.size(radius, "radius", 0.0)
     if not float(scale.abs().sum()) > 0:
         raise UserError(
             "perturb: the sentence's posterior is a point (a plain autoencoder): it has no deviation to go by"
@@ -116,8 +122,12 @@ def perturb(
         radius: in posterior standard deviations.
         seed: of directions and decoding.
         **options: of decoding; greedily unless `method` says otherwise.
+
+    Raises:
+        UserError: as `around`, or an empty sentence.
     """
-    means, scales = vae.encode_distribution([text])
+    seed = given.seed(seed)
+    means, scales = vae.encode_distribution([given.sentence(text, "text")])
     generator = torch.Generator()
     generator.seed() if seed is None else generator.manual_seed(seed)
     z = around(means[0], scales[0], n, radius=radius, generator=generator)
@@ -130,7 +140,7 @@ def along_dimension(z: Tensor, dimension: int, values: Tensor) -> Tensor:
     Raises:
         UserError: a dimension that the latent has not.
     """
-    if not 0 <= dimension < len(z):
+    if not 0 <= given.count(dimension, "dimension", -given.MOST) < len(z):
         raise UserError(f"dimension: got {dimension}; there are {len(z)}, counted from 0")
     result = z.repeat(len(values), 1)
     result[:, dimension] = values.to(z)
@@ -155,22 +165,19 @@ def traverse(
         text: whose posterior mean gives the other dimensions; zeros where absent.
         dimension: 0 to D - 1.
         steps: how many values, 2 or more.
-        low: the first value, latent units (standard deviations of a standard normal prior).
+        low: the first value, latent units (standard deviations of a standard normal prior), -1,000 to 1,000.
         high: the last one.
         seed: of decoding.
         **options: of decoding; greedily unless `method` says otherwise.
 
     Raises:
-        UserError: no such dimension, fewer than 2 steps, or ends that are not finite.
+        UserError: no such dimension, fewer than 2 steps, ends out of range, or an empty sentence.
 
     References:
         Higgins 2017 (beta-VAE, ICLR).
     """
-    if steps < 2:
-        raise UserError(f"steps: got {steps}; a traversal has its two ends, so 2 or more")
-    if not (math.isfinite(low) and math.isfinite(high)):
-        raise UserError(f"low, high: got {low} and {high}; they must be finite")
-    z = torch.zeros(vae.latent_dim) if text is None else vae.encode([text])[0]
-    values = torch.linspace(low, high, steps)
+    steps = given.count(steps, "steps", 2)  # its two ends
+    z = torch.zeros(vae.latent_dim) if text is None else vae.encode([given.sentence(text, "text")])[0]
+    values = torch.linspace(given.size(low, "low"), given.size(high, "high"), steps)
     texts = vae.decode(along_dimension(z, dimension, values), seed=seed, **{"method": "greedy", **options})
     return list(zip(values.tolist(), texts))

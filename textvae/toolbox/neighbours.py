@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from textvae.errors import MissingExtraError, UserError, suggest
+from textvae.generation import given
 
 if TYPE_CHECKING:
     from textvae.api import TextVAE
@@ -63,8 +64,7 @@ class Neighbours:
         Raises:
             UserError: k below 1, or queries of another width.
         """
-        if k < 1:
-            raise UserError(f"k: got {k}; at least 1 is needed")
+        k = given.count(k, "k", 1)
         if queries.dim() != 2 or queries.shape[1] != self._z.shape[1]:
             raise UserError(f"queries: got shape {tuple(queries.shape)}; it must be (M, {self._z.shape[1]})")
         k, queries = min(k, len(self._z)), self._prepared(queries)
@@ -130,6 +130,7 @@ def nearest(
         UserError: as `Neighbours` and its search.
         MissingExtraError: a backend that is not installed.
     """
+    corpus, queries, k = given.texts(corpus, "corpus"), given.texts(queries, "queries"), given.count(k, "k", 1)
     index = Neighbours(vae.encode(corpus), backend=backend, metric=metric)
     found = index.search(vae.encode(queries), k)
     return [list(zip(rows, distances)) for rows, distances in zip(found.rows.tolist(), found.distances.tolist())]

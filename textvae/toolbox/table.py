@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import json
 import os
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from textvae.errors import CorpusError, UserError, suggest
 from textvae.evaluation.labelled import LABELS
+from textvae.generation import given
 from textvae.text import files
 
 if TYPE_CHECKING:
@@ -84,19 +86,22 @@ def write_latents(vae: TextVAE, rows: Iterable[Row], out: str | Path, *, chunk: 
         How many rows were written.
 
     Raises:
-        UserError: chunk below 1, a language model, or no row.
+        UserError: chunk below 1, a language model, no row, or a file that cannot be written.
     """
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
-    if chunk < 1:
-        raise UserError(f"chunk: got {chunk}; at least 1 is needed")
+    chunk = given.count(chunk, "chunk", 1)
     out = Path(out)
+    if out.is_dir():
+        raise UserError(f"{out}: is a folder; name a file")
+    if not out.parent.is_dir():
+        raise UserError(f"{out}: cannot be written; {out.parent} is no folder")
     vector = pa.list_(pa.float32(), vae.latent_dim)
     schema = pa.schema([("text", pa.string()), ("label", pa.string()), ("mean", vector), ("scale", vector)])
     temporary, count, rows = out.with_name(f".{out.name}.{os.getpid()}.part"), 0, iter(rows)
+    opened = _opened(temporary, out, schema)
     try:
-        with pq.ParquetWriter(temporary, schema) as writer:
+        with opened as writer:
             while some := list(itertools.islice(rows, chunk)):
                 texts, labels = (list(column) for column in zip(*some))
                 latents = [_vectors(z, vector) for z in vae.encode_distribution(texts)]
@@ -108,6 +113,15 @@ def write_latents(vae: TextVAE, rows: Iterable[Row], out: str | Path, *, chunk: 
     finally:
         temporary.unlink(missing_ok=True)
     return count
+
+
+def _opened(temporary: Path, out: Path, schema: Any) -> Any:
+    import pyarrow.parquet as pq
+
+    try:
+        return pq.ParquetWriter(temporary, schema)
+    except OSError as error:  # which names the hidden file
+        raise UserError(f"{out}: cannot be written ({os.strerror(error.errno or errno.EIO)})") from error
 
 
 def _vectors(z: Any, kind: Any) -> Any:
