@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from textvae import checkpoint
+from textvae import checkpoint, folders
 from textvae.errors import CheckpointError, TrainingError
 
 
@@ -116,17 +116,17 @@ def test_a_half_written_checkpoint_is_never_found(tmp_path):
 
 def test_a_second_training_into_the_same_folder_is_refused(tmp_path):
     with (
-        checkpoint.locked(tmp_path),
+        folders.locked(tmp_path),
         pytest.raises(TrainingError, match="another training"),
-        checkpoint.locked(tmp_path),
+        folders.locked(tmp_path),
     ):
         pass
-    with checkpoint.locked(tmp_path):
+    with folders.locked(tmp_path):
         pass
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 def test_a_folder_that_cannot_be_written_is_said(tmp_path):
     tmp_path.chmod(0o500)
-    with pytest.raises(TrainingError, match="cannot be written"), checkpoint.locked(tmp_path / "run"):
+    with pytest.raises(TrainingError, match="cannot be written"), folders.locked(tmp_path / "run"):
         pass

@@ -129,9 +129,7 @@ def test_a_mistake_that_all_processes_find_is_said_once(run):
     done = in_processes(2, "evaluate", str(run()), "--split", "tset")
     assert done.returncode == 2
     said, last = done.stderr.splitlines()
-    assert (
-        said == "textvae: --split: the corpus has no part 'tset'; known: test, train, validation. Did you mean 'test'?"
-    )
+    assert said == "textvae: split: the corpus has no part 'tset'; known: test, train, validation. Did you mean 'test'?"
     assert last == "textvae: process 0 of 2 ended with exit code 2; its message is above."
 
 

@@ -186,7 +186,7 @@ def outline(recipe: Recipe, tokenizer: Tokenizer, *, trust_code: bool = True) ->
     try:
         with torch.device("meta"):
             return build_model(recipe, tokenizer, trust_code=trust_code), ()
-    except NotImplementedError:  # flows work with values while they are made
+    except (NotImplementedError, RuntimeError):  # flows work with values while they are made
         plain = recipe.model.model_copy(
             update={"posterior": Section(kind="gaussian"), "prior": Section(kind="standard_normal")}
         )

@@ -16,7 +16,7 @@ from textvae import cli_evaluate, cli_explore, cli_export, cli_toolbox
 from textvae.cli_parser import parser as build_parser
 from textvae.errors import Interrupted, UserError
 
-PATIENCE_S = 2.0  # a launcher ends the others well within it
+PATIENCE_S = 5.0  # a launcher ends the others well within it
 MOST = 10**8  # samples, steps: beyond that a number is a slip of the finger
 OUT_OF_MEMORY = (
     "out of memory; take a smaller training.batch_size, more training.accumulation, or smaller sizes in model"
@@ -121,7 +121,7 @@ def _train(options: argparse.Namespace) -> None:
 
 
 def _sample(options: argparse.Namespace) -> None:
-    _at_most("-n", options.n)
+    cli_toolbox.how_many(options.n)
     vae = _load(options)
     texts = vae.sample(options.n, seed=options.seed, **_decoding_options(options))
     _print(options, [{"text": text} for text in texts], lambda row: row["text"])
@@ -138,6 +138,7 @@ def _interpolate(options: argparse.Namespace) -> None:
         texts = vae.interpolate(
             options.a, options.b, options.steps, path=options.path, seed=options.seed, **_decoding_options(options)
         )
+    cli_toolbox.say_unknown(vae, [options.a, options.b])
     _print(options, [{"step": i, "text": text} for i, text in enumerate(texts)], lambda row: row["text"])
 
 

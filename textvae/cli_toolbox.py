@@ -111,7 +111,8 @@ def say_unknown(vae: Any, texts: Sequence[str]) -> None:
         print(f"textvae: not in the vocabulary, read as <unk>: {', '.join(words[:SAID])}{more}", file=sys.stderr)
 
 
-def _how_many(n: int) -> None:
+def how_many(n: int) -> None:
+    """Refuses a number of texts below 1, or one that is a slip of the finger."""
     from textvae.cli import _at_most
     from textvae.errors import UserError
 
@@ -178,7 +179,7 @@ def perturb(options: argparse.Namespace) -> None:
     from textvae import toolbox
     from textvae.cli import _decoding_options, _load, _print
 
-    _how_many(options.n)
+    how_many(options.n)
     vae = _load(options)
     texts = toolbox.perturb(
         vae,
@@ -220,7 +221,7 @@ def sample_label(options: argparse.Namespace) -> None:
     from textvae.cli import _decoding_options, _load, _print
     from textvae.errors import UserError, suggest
 
-    _how_many(options.n)
+    how_many(options.n)
     texts, labels = _labelled_texts(options)
     if options.label not in labels:  # before any prior is fitted
         known = sorted(set(labels))

@@ -93,7 +93,7 @@ def evaluate(vae: Any, split: str, *, recipe: Recipe, seed: int, asked: Asked, s
     """
     _check(vae, asked)
     part = _opened(vae, split, recipe, seed)
-    if asked.paths and len(part.references) < 2:
+    if asked.paths and sum(bool(text.strip()) for text in part.references) < 2:
         raise UserError(f"paths: each goes from one sentence to another, and the part {split!r} has one alone")
     figures, rebuilt = _report(part, asked.whole)
     result = {"split": split, **figures}
@@ -149,10 +149,10 @@ def _opened(vae: Any, split: str, recipe: Recipe, seed: int) -> _Part:
     encoded = encoding.encode(corpus, vae.tokenizer, recipe.data)
     parts: dict[str, Any] = {str(name): rows for name, rows in encoded.parts.items()}
     if split not in parts:
-        raise UserError(f"--split: the corpus has no part {split!r}{suggest(split, parts)}")
+        raise UserError(f"split: the corpus has no part {split!r}{suggest(split, parts)}")
     store = TokenStore(parts[split])
     if not len(store):
-        raise UserError(f"--split: the part {split!r} has no sentence")
+        raise UserError(f"split: the part {split!r} has no sentence")
     first = [store[row].tolist() for row in range(min(len(store), recipe.evaluation.bleu_sentences))]
     return _Part(vae, recipe, seed, split, corpus, parts, store, vae.tokenizer.decode(first))
 
@@ -244,7 +244,8 @@ def _language(part: _Part, asked: Asked, stage: Stage) -> tuple[dict[str, Any], 
 
 
 def _paths(part: _Part, count: int, corpus: LanguageModel | None) -> dict[str, Any]:
-    ends = itertools.islice(itertools.pairwise(part.references), count)
+    references = [text for text in part.references if text.strip()]  # a stranger's tokenizer may read one as nothing
+    ends = itertools.islice(itertools.pairwise(references), count)
     walks = [part.vae.interpolate(a, b, WALK) for a, b in ends]
     figures = suite.of_paths([part.units(walk) for walk in walks], tokens=str.split)
     return figures if corpus is None else {**figures, **suite.of_paths_perplexity(walks, corpus)}
