@@ -78,7 +78,10 @@ def problems(read):
         ("objective: {kl: {weight: 3}}", "objective.kl.kind: is missing and has no default"),
         ("objective: {kl: 3}", "objective.kl: got 3; should be a mapping"),
         ("objective: {reconstruction: 3}", "objective.reconstruction: got 3; should be a mapping"),
-        ("objective: {terms: {kind: kl}}", "objective.terms: a term cannot be called 'terms'"),
+        (
+            "objective: {terms: {kind: kl}}",
+            "objective.terms: a term cannot be called 'terms', which stands for something else; take another name",
+        ),
         ("objective: 3", "objective: got 3; should be a mapping"),
         (
             "model: {latent_dim: 0}\nobjective: {kl: {kind: kl}}",

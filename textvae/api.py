@@ -59,9 +59,7 @@ def load(
     folder, device = Path(run), given.device(device)
     if not (folder / checkpoint.RECIPE).is_file():
         raise CheckpointError(f"{folder}: holds no run ({checkpoint.RECIPE} is missing)")
-    from textvae.export import DESCRIPTION  # which stands above
-
-    if (folder / DESCRIPTION).is_file() and not (folder / checkpoint.WEIGHTS).exists():
+    if (folder / checkpoint.EXPORT).is_file() and not (folder / checkpoint.WEIGHTS).exists():
         raise CheckpointError(f"{folder}: is an export and no run; in Python textvae.export.load reads it")
     recipe = recipe_file.load(folder / checkpoint.RECIPE)
     build.check(recipe, str(folder / checkpoint.RECIPE), trust_code=trust_code)

@@ -27,6 +27,7 @@ METRICS = "metrics.jsonl"
 CHECKPOINTS = "checkpoints"
 FITTED_PRIOR = "fitted_prior.safetensors"
 STATE = "training.pt"
+EXPORT = "export.json"  # of a folder that holds a run's programs, and no run
 OURS = re.compile(r"step-[0-9]{9,}")
 LEFT = re.compile(r"\.step-[0-9]{9,}\.(part|old)")  # by a training that was killed
 KEPT = 2  # whole checkpoints on disk: the last, and one before it in case the last is damaged
@@ -85,9 +86,9 @@ def load_part(model: nn.Module, path: Path, part: Sequence[str]) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a text file whole or not at all."""
+    """Writes a text file whole or not at all; half of a surrogate pair, which is no text, becomes a question mark."""
     with whole(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="replace")
 
 
 def save_prior(kind: str, prior: nn.Module, folder: Path) -> None:

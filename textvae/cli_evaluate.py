@@ -120,7 +120,7 @@ def _evaluation(run: Path, split: str, figure: str) -> dict[str, Any]:
         known = dict(result["per_sentence"])
         for column in ("tokens", *([figure] if figure in known else [])):
             known[column] = [float(value) for value in known[column]]
-        result["fingerprint"] = str(result["fingerprint"])
+        result |= {"per_sentence": known, "fingerprint": str(result["fingerprint"])}
     except OSError as error:
         hint = f"run: textvae evaluate {run} --split {split} --save"
         raise UserError(f"{path}: cannot be read ({error.strerror}); {hint}") from error

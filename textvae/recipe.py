@@ -163,7 +163,7 @@ def _no_key(name: str) -> str:
     # Beside `reconstruction`, or in a row of metrics, it would take another's place.
     taken = "terms reconstruction step part epoch loss learning_rate gradient_norm tokens_per_s elapsed_s"
     if name in taken.split() or name.endswith("_weight"):
-        raise ValueError(f"a term cannot be called {name!r}")
+        raise ValueError(f"a term cannot be called {name!r}, which stands for something else; take another name")
     return name
 
 

@@ -148,3 +148,13 @@ def test_real_text_and_the_spread_over_draws_stand_beside_their_figures_and_path
     page = html(result)
     assert "Perplexity at 3 places of the paths: 10.00, 30.00, 12.00" in page
     assert page.count("<img") == 1
+
+
+def test_a_link_in_the_folder_is_replaced_and_not_written_through(tmp_path):
+    (tmp_path / "theirs").write_text("mine")
+    for name in ("evaluation.html", "evaluation.md"):
+        (tmp_path / name).symlink_to(tmp_path / "theirs")
+    page, table = write(RESULT, tmp_path)
+    assert (tmp_path / "theirs").read_text() == "mine"
+    assert not page.is_symlink()
+    assert table.read_text("utf-8").startswith("# Evaluation of ")

@@ -260,9 +260,9 @@ def test_the_card_passes_the_hubs_metadata_check_and_gives_the_saved_figures(vae
 
 def test_figures_come_from_the_training_where_no_evaluation_was_saved(vae):
     (vae.folder / checkpoint.METRICS).write_text(
-        '{"part": "train", "nll_elbo": 7}\n'
-        '{"part": "validation", "nll_elbo": 9.0}\n'
-        '{"part": "validation", "nll_elbo": 8.0}\n'
+        '{"step": 1, "part": "train", "nll_elbo": 7}\n'
+        '{"step": 1, "part": "validation", "nll_elbo": 9.0}\n'
+        '{"step": 2, "part": "validation", "nll_elbo": 8.0}\n'
     )
     card = vae.generate_model_card()
     assert [result.metric_value for result in card.data.eval_results] == [8.0]

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from textvae import plots
+from textvae.checkpoint import write_text
 from textvae.folders import metrics
 
 HTML, MARKDOWN = "evaluation.html", "evaluation.md"
@@ -168,8 +169,8 @@ def write(
     """
     title = title or f"Evaluation of {folder.resolve().name}"
     page = html(result, title=title, metrics=metrics(folder), samples=samples, reconstructions=reconstructions)
-    (folder / HTML).write_text(page, encoding="utf-8", errors="replace")
-    (folder / MARKDOWN).write_text(markdown(result, title=title), encoding="utf-8", errors="replace")
+    write_text(folder / HTML, page)
+    write_text(folder / MARKDOWN, markdown(result, title=title))
     return folder / HTML, folder / MARKDOWN
 
 

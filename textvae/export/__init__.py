@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from textvae.checkpoint import EXPORT as DESCRIPTION
 from textvae.errors import CheckpointError, UserError, suggest
 
 if TYPE_CHECKING:
@@ -14,7 +15,6 @@ if TYPE_CHECKING:
     from textvae.export.runtime import ExportedVAE
 
 FORMATS = ("onnx", "torch", "int8")
-DESCRIPTION = "export.json"
 
 
 def export(vae: TextVAE, folder: str | Path, *, format: str = "onnx", traced: Mapping[str, Any] | None = None) -> Path:

@@ -12,19 +12,19 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
 from textvae import checkpoint, recipe_file
 from textvae.errors import CheckpointError, UserError
+from textvae.folders import CURVES
 from textvae.hub import card
 from textvae.hub.tokenizer import save_for_transformers
 from textvae.latent.fitted import FITTED
 from textvae.recipe import Recipe
 
 CONFIG = "config.json"
-PICTURE = "curves.png"
 # What a run is loaded from; pictures and figures stay on the Hub.
 NEEDED = [
     checkpoint.RECIPE,
     checkpoint.WEIGHTS,
     checkpoint.FITTED_PRIOR,
-    "export.json",  # by which an export is told from a run that is not whole
+    checkpoint.EXPORT,  # by which an export is told from a run that is not whole
     f"{checkpoint.TOKENIZER}/*",
 ]
 
@@ -128,7 +128,7 @@ class HubMixin(ModelHubMixin, library_name="textvae", tags=["text-vae"]):
         save_for_transformers(vae.tokenizer, folder)
         config = {"model_type": "textvae", "latent_dim": vae.latent_dim, "vocab_size": len(vae.tokenizer)}
         checkpoint.write_text(folder / CONFIG, json.dumps(config, indent=2) + "\n")
-        for name in (checkpoint.METRICS, PICTURE):
+        for name in (checkpoint.METRICS, CURVES):
             source = self.folder / name if self.folder is not None else None
             if source is not None and source.is_file() and source.resolve() != (folder / name).resolve():
                 shutil.copyfile(source, folder / name)

@@ -11,8 +11,9 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from textvae import checkpoint, recipe_file
+from textvae import recipe_file
 from textvae.errors import UserError
+from textvae.folders import CURVES, metrics
 
 SAMPLES = 5
 FIGURES = {
@@ -88,9 +89,7 @@ def _figures(folder: Path | None) -> tuple[str, dict[str, float]]:
             part, found = split, _read(path.read_text(encoding="utf-8"))
             break
     else:
-        path = folder / checkpoint.METRICS
-        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-        rows = [row for row in map(_read, lines) if row.get("part") == "validation"]
+        rows = [row for row in metrics(folder) if row["part"] == "validation"]
         if rows:
             part, found = "validation", rows[-1]
     numbers = {name: found.get(name) for name in FIGURES}
@@ -162,9 +161,9 @@ def _body(
         yield "Perplexity is exp(total nats / total tokens); `</s>` counts, `<s>` does not."
     else:
         yield "None were kept with the run."
-    if vae.folder is not None and (vae.folder / "curves.png").is_file():
+    if vae.folder is not None and (vae.folder / CURVES).is_file():
         yield "## Training"
-        yield "![loss, KL, mutual information and active units while training](curves.png)"
+        yield f"![loss, KL, mutual information and active units while training]({CURVES})"
     yield "## Samples"
     yield "Drawn from the prior with seed 0, not chosen."
     yield _fenced("\n".join(" ".join(text.split()) for text in vae.sample(SAMPLES, seed=0)), "text")

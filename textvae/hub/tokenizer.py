@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from textvae.checkpoint import write_text
 from textvae.errors import UserError
 from textvae.text.codecs import SPECIALS, ByteCodec, LibraryCodec, TextTokenizer
 from textvae.types import Tokenizer
@@ -33,7 +34,7 @@ def save_for_transformers(tokenizer: Tokenizer, folder: Path) -> bool:
     except UserError:
         return False
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "tokenizer.json").write_text(converted.to_str(pretty=True), encoding="utf-8")
+    write_text(folder / "tokenizer.json", converted.to_str(pretty=True))
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         **{f"{role}_token": name for role, name in names.items()},
@@ -42,7 +43,7 @@ def save_for_transformers(tokenizer: Tokenizer, folder: Path) -> bool:
         "padding_side": "right",
         "model_max_length": 1_000_000_000,
     }
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    write_text(folder / "tokenizer_config.json", json.dumps(settings, indent=2) + "\n")
     return True
 
 
