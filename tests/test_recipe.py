@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from textvae.recipe import Recipe, parse_duration
+from textvae.durations import parse_duration
+from textvae.recipe import Recipe
 
 LEAST = {"data": {"grammar": {}}, "training": {"max_epochs": 1}}
 

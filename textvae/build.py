@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from textvae.averages import AVERAGES
 from textvae.combinations import contradictions, of_term, tried
 from textvae.errors import RecipeError, UserError
 from textvae.latent.divergences import DIVERGENCES
@@ -50,6 +51,7 @@ FAMILIES: Mapping[str, Registry] = {
     "training.optimizer": OPTIMIZERS,
     "training.lr_schedule": RATES,
     "training.decay": DECAYS,
+    "training.average": AVERAGES,
 }
 
 
@@ -107,6 +109,8 @@ def _sections(recipe: Recipe) -> Iterator[tuple[str, Registry, dict[str, Any]]]:
         plain |= {"model.encoder": model.encoder, "model.posterior": model.posterior, "model.prior": model.prior}
     if training.decay is not None:
         plain["training.decay"] = training.decay
+    if training.average is not None:
+        plain["training.average"] = training.average
     for number, noise in enumerate(model.noise):
         yield f"model.noise.{number}", NOISES, noise.as_dict()
     for path, section in plain.items():

@@ -7,10 +7,10 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
+from textvae.durations import LARGEST, parse_duration
 from textvae.errors import suggest
 
 # Sizes are bounded, so that one written by mistake or by a stranger is refused before memory is asked for.
-LARGEST = 2**53  # of any whole number; beyond it a float no longer holds each one
 LARGEST_OF = {
     **dict.fromkeys(("latent_dim", "embedding_dim", "hidden_dim", "components", "projections"), 2**16),
     **dict.fromkeys(("layers", "transforms", "threads", "stream_workers"), 2**8),
@@ -246,6 +246,9 @@ class Training(Frozen):
     decay: Annotated[Section, defaults_to("plateau")] | None = Field(
         default=None, description="lowers the learning rate when validation stalls"
     )
+    average: Annotated[Section, defaults_to("exponential")] | None = Field(
+        default=None, description="an average of the parameters over steps, which is what is measured and kept"
+    )
     gradient_clip: Annotated[float, Field(gt=0)] | None = 5.0
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     evaluate_every: str | Count = Field(default="1 epoch", description="steps, or epochs as in '1 epoch'")
@@ -347,24 +350,3 @@ class Recipe(Frozen):
         objective = plain["objective"]
         plain["objective"] = {"reconstruction": objective["reconstruction"], **objective["terms"]}
         return plain
-
-
-def parse_duration(value: str | int) -> tuple[float, str]:
-    """Returns (amount, "steps" or "epochs") of 500, "500 steps" or "1.5 epochs".
-
-    Raises:
-        ValueError: anything else, or an amount that is not above 0.
-    """
-    if isinstance(value, int):
-        amount, unit = float(value), "steps"
-    else:
-        parts = value.split()
-        try:
-            amount, unit = float(parts[0]), parts[1] if len(parts) == 2 else "steps"
-        except (ValueError, IndexError):
-            amount, unit = -1.0, ""
-        unit = {"step": "steps", "epoch": "epochs"}.get(unit, unit)
-        amount = -1.0 if len(parts) > 2 or unit not in ("steps", "epochs") else amount
-    if not 0 < amount <= LARGEST:
-        raise ValueError(f"got {value!r}; a duration is a number of steps (500) or text such as '10 epochs'")
-    return amount, unit

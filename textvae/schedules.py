@@ -12,8 +12,8 @@ from typing import Annotated, Literal, NamedTuple
 from pydantic import AfterValidator, Field
 from torch import Tensor
 
+from textvae.durations import parse_duration
 from textvae.errors import UserError
-from textvae.recipe import parse_duration
 from textvae.registry import Registry
 
 

@@ -19,10 +19,11 @@ from accelerate.tracking import get_available_trackers
 from accelerate.utils import LoggerType
 
 from textvae import checkpoint
+from textvae.durations import parse_duration
 from textvae.errors import CheckpointError, Interrupted, TrainingError, UserError, suggest
 from textvae.evaluation.report import quick
 from textvae.folders import LARGEST_STEP, locked
-from textvae.recipe import Recipe, parse_duration
+from textvae.recipe import Recipe
 from textvae.schedules import Plateau
 from textvae.seeds import generator
 from textvae.text.batching import evaluation_batches
@@ -203,7 +204,7 @@ def _evaluate(
 ) -> str:
     """Measures on the validation part, keeps the best parameters; returns "keep", "decay" or "stop"."""
     training = recipe.training
-    model = experiment.unwrapped
+    model = experiment.measured
     numbers = quick(
         model,
         (
@@ -254,6 +255,8 @@ def _decay(experiment: Experiment, accelerator: Accelerator, position: Position,
         checkpoint.load_weights(experiment.unwrapped, folder / checkpoint.WEIGHTS)
         # Momenta belong to the parameters that were left.
         experiment.optimizer.state.clear()
+        if experiment.average is not None:
+            experiment.average.begin_anew()
 
 
 def _save(experiment: Experiment, accelerator: Accelerator, position: Position, folder: Path) -> None:
@@ -267,6 +270,8 @@ def _save(experiment: Experiment, accelerator: Accelerator, position: Position, 
     }
     if accelerator.scaler is not None:
         state["scaler"] = accelerator.scaler.state_dict()
+    if experiment.average is not None:
+        state["average"] = experiment.average.state_dict()
     checkpoint.save_checkpoint(folder, position.step, experiment.unwrapped, state, asdict(position))
 
 

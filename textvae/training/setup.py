@@ -12,6 +12,7 @@ import torch
 from accelerate import Accelerator
 
 from textvae import build, checkpoint
+from textvae.averages import AVERAGES, Averaged
 from textvae.errors import CheckpointError, TrainingError
 from textvae.folders import metrics
 from textvae.model import SequenceVAE
@@ -52,6 +53,7 @@ class Experiment:
     horizon: Horizon
     rate: Schedule
     decay: Plateau | None
+    average: Averaged | None
     pad_id: int
     base_rates: list[float]
     critics: list[tuple[Any, torch.optim.Optimizer]]
@@ -59,6 +61,11 @@ class Experiment:
     term_parameters: list[torch.nn.Parameter]  # of the objective's terms, moved by the model's optimiser
     notes: list[str] = field(default_factory=list)
     position: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def measured(self) -> SequenceVAE:
+        """The model that is evaluated and kept: the average over steps, where the recipe asks for one."""
+        return self.unwrapped if self.average is None else self.average.standing_for(self.unwrapped)
 
     def decay_factor(self, decays: int) -> float:
         """Returns the factor on the learning rate after so many decays."""
@@ -96,6 +103,10 @@ def prepare(recipe: Recipe, folder: Path, accelerator: Accelerator, *, resume: b
     decay = None
     if training.decay is not None:
         decay = build.build_timed(DECAYS, training.decay, horizon, "training.decay", trust_code=trust_code)
+    average = None
+    if training.average is not None:
+        taken = build.build_timed(AVERAGES, training.average, horizon, "training.average", trust_code=trust_code)
+        average = Averaged(taken)
     optimizer = OPTIMIZERS.build(
         training.optimizer.as_dict(),
         [p for p in [*model.parameters(), *objective.trained_with_the_model()] if p.requires_grad],
@@ -115,6 +126,8 @@ def prepare(recipe: Recipe, folder: Path, accelerator: Accelerator, *, resume: b
                 critic_optimizer.load_state_dict(saved)
             if accelerator.scaler is not None:
                 accelerator.scaler.load_state_dict(state["scaler"])
+            if average is not None:
+                average.load_state_dict(state["average"], model)
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise CheckpointError(
             f"{latest}/{checkpoint.STATE}: is not of this training ({error!r}); "
@@ -130,6 +143,7 @@ def prepare(recipe: Recipe, folder: Path, accelerator: Accelerator, *, resume: b
         horizon=horizon,
         rate=rate,
         decay=decay,
+        average=average,
         pad_id=tokenizer.pad_id,
         base_rates=base_rates,
         critics=critics,

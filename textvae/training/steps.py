@@ -79,6 +79,8 @@ def take_step(
     if taken or accelerator.scaler is not None:  # a scaler leaves the step out by itself, and lowers its scale then
         optimizer.step()
     optimizer.zero_grad()
+    if taken and experiment.average is not None:
+        experiment.average.after_step(position.step, experiment.unwrapped)
 
     position.step += 1
     position.step_in_epoch += 1
