@@ -13,6 +13,7 @@ from textvae.averages import AVERAGES
 from textvae.combinations import contradictions, of_term, tried
 from textvae.errors import RecipeError, UserError
 from textvae.latent.divergences import DIVERGENCES
+from textvae.latent.flows import least_numbers
 from textvae.latent.posteriors import POSTERIORS, sample
 from textvae.latent.priors import PRIORS
 from textvae.model import SequenceVAE
@@ -181,22 +182,22 @@ def build_model(recipe: Recipe, tokenizer: Tokenizer, *, trust_code: bool = True
     return model
 
 
-def outline(recipe: Recipe, tokenizer: Tokenizer, *, trust_code: bool = True) -> tuple[SequenceVAE, tuple[str, ...]]:
-    """Returns the recipe's model on the device "meta", which costs no memory, and the parts that are not as it says.
+def outline(recipe: Recipe, tokenizer: Tokenizer, *, trust_code: bool = True) -> tuple[SequenceVAE, dict[str, int]]:
+    """Returns the recipe's model on the device "meta", which costs no memory, and what of it is not as the recipe says.
+
+    That is posterior and prior where one of them is a flow: name -> the numbers that it has at the very least.
 
     Raises:
         UserError: see `build_model`.
     """
-    try:
-        with torch.device("meta"):
-            return build_model(recipe, tokenizer, trust_code=trust_code), ()
-    except (NotImplementedError, RuntimeError):  # flows work with values while they are made
-        plain = recipe.model.model_copy(
-            update={"posterior": Section(kind="gaussian"), "prior": Section(kind="standard_normal")}
-        )
-        with torch.device("meta"):
-            model = build_model(recipe.model_copy(update={"model": plain}), tokenizer, trust_code=trust_code)
-        return model, ("posterior", "prior")
+    config = recipe.model
+    parts = {"posterior": (config.posterior, "gaussian"), "prior": (config.prior, "standard_normal")}
+    # Flows work with values while they are made.
+    flows = {name: part for name, (part, _) in parts.items() if part.kind == "flow" and config.latent_dim}
+    plain = config.model_copy(update={name: Section(kind=parts[name][1]) for name in flows})
+    with torch.device("meta"):
+        model = build_model(recipe.model_copy(update={"model": plain}), tokenizer, trust_code=trust_code)
+    return model, {name: least_numbers(config.latent_dim, **part.as_dict()) for name, part in flows.items()}
 
 
 def _bound_kernel_caches() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -47,13 +48,13 @@ def load_weights(model: nn.Module, path: Path) -> None:
     _copy(_read_weights(path), _unique_state(model), path)
 
 
-def check_shapes(outline: nn.Module, path: Path, leaving: Sequence[str] = ()) -> None:
+def check_shapes(outline: nn.Module, path: Path, least: Mapping[str, int] | None = None) -> None:
     """Holds what a file of weights says of itself against a model without memory, before one with memory is made.
 
     Args:
         outline: the model, on the device "meta".
         path: the file of weights.
-        leaving: modules that are not compared.
+        least: modules that are not in the outline as they are: the numbers that each has at the very least.
 
     Raises:
         CheckpointError: no file of weights, or one of another model.
@@ -61,8 +62,17 @@ def check_shapes(outline: nn.Module, path: Path, leaving: Sequence[str] = ()) ->
     with _opened(path) as file:
         found = {name: list(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
 
+    least = least or {}
+    for part, numbers in least.items():
+        there = sum(math.prod(shape) for name, shape in found.items() if name.split(".")[0] == part)
+        if there < numbers:
+            raise CheckpointError(
+                f"{path}: is of another model than its recipe's, whose model.{part} has {numbers:,} numbers or more; "
+                f"here are {there:,}"
+            )
+
     def compared(shapes: dict[str, list[int]]) -> dict[str, list[int]]:
-        return {name: shape for name, shape in shapes.items() if name.split(".")[0] not in leaving}
+        return {name: shape for name, shape in shapes.items() if name.split(".")[0] not in least}
 
     _compare(compared(_shapes(_unique_state(outline))), compared(found), path)
 

@@ -19,6 +19,7 @@ from textvae.types import VAEOutput
 CRITICS = ("wasserstein_critic", "adversarial")
 CONTROLLERS = ("pid", "geco")
 LARGEST_TRIED = 512  # latent dimensions of the try that a check makes
+SMALL = {"hidden_dim": 8, "transforms": 2, "components": 4, "projections": 8}  # of its parts, where larger
 
 
 def contradictions(recipe: Recipe) -> list[str]:
@@ -117,11 +118,11 @@ def tried(recipe: Recipe) -> list[str]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         try:
-            posterior_of = POSTERIORS.build(model.posterior.as_dict(), features, dimensions, path=path)
+            posterior_of = POSTERIORS.build(_small(model.posterior.as_dict()), features, dimensions, path=path)
             posterior = posterior_of(torch.randn(8, features))
             z = sample(posterior, 1)
             path = "model.prior"
-            prior_of = PRIORS.build(model.prior.as_dict(), dimensions, path=path)
+            prior_of = PRIORS.build(_small(model.prior.as_dict()), dimensions, path=path)
             if hasattr(prior_of, "attach"):
                 prior_of.attach(posterior_of, features)
             prior = prior_of()
@@ -131,7 +132,7 @@ def tried(recipe: Recipe) -> list[str]:
             if "." in term.kind or term.kind in HEADS:
                 continue
             path = f"objective.{name}"
-            options = of_term(term)
+            options = _small(of_term(term))
             shape = (dimensions,) if takes_positional(DIVERGENCES.resolve(term.kind)) else ()
             try:
                 DIVERGENCES.build(options, *shape, path=path)(posterior, prior, z)
@@ -150,6 +151,11 @@ def tried(recipe: Recipe) -> list[str]:
                 f"{model.posterior.kind}"
             )
     return found
+
+
+def _small(options: dict[str, Any]) -> dict[str, Any]:
+    """Options with sizes that cost neither time nor memory; whether parts suit each other is no matter of size."""
+    return {key: min(value, SMALL[key]) if key in SMALL else value for key, value in options.items()}
 
 
 def _at_path(path: str, error: Exception) -> str:

@@ -276,12 +276,16 @@ def test_sizes_that_the_weights_do_not_have_are_refused_before_there_is_memory_f
     tampered(tmp_path / "vocabulary", lambda values: values["model"]["vocab"].update(cat=2**24 - 1))
     folders.append(tmp_path / "vocabulary")
     rewrite(tmp_path / "vocabulary", model__embedding_dim=64)  # four gibibytes a table
+    for part in ("posterior", "prior"):
+        shutil.copytree(run, tmp_path / part)
+        rewrite(tmp_path / part, **{f"model__{part}": {"kind": "flow", "transforms": 200, "hidden_dim": 60_000}})
+        folders.append(tmp_path / part)
     done = subprocess.run(
         [sys.executable, "-c", SIZES_IN_A_GIBIBYTE, str(run), *map(str, folders)], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
     said = done.stdout.splitlines()
-    assert len(said) == 4
+    assert len(said) == 6
     assert all("model.safetensors: is of another model than its recipe's" in line for line in said)
 
 

@@ -13,7 +13,7 @@ from conftest import ROOT
 from torch.distributions import Normal
 
 from textvae.errors import MissingExtraError
-from textvae.latent.flows import FlowDistribution, FlowPosterior, FlowPrior
+from textvae.latent.flows import FlowDistribution, FlowPosterior, FlowPrior, least_numbers
 from textvae.latent.posteriors import sample
 
 KINDS = ["autoregressive", "coupling"]
@@ -165,3 +165,15 @@ def test_zukos_import_leaves_the_checks_of_other_distributions_on():
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout == "True\n"
+
+
+@pytest.mark.parametrize("kind", ["autoregressive", "coupling"])
+@pytest.mark.parametrize(("latent", "count", "hidden"), [(1, 2, 8), (2, 1, 1), (2, 3, 16), (5, 2, 7), (32, 2, 64)])
+def test_the_numbers_that_a_flow_has_at_least_are_no_more_than_it_has(kind, latent, count, hidden):
+    options = {"transform": kind, "transforms": count, "hidden_dim": hidden}
+    least = least_numbers(latent, kind="flow", **options)
+    for made in (FlowPrior(latent, **options), FlowPosterior(9, latent, **options)):
+        has = sum(tensor.numel() for tensor in made.state_dict().values())
+        assert least <= has
+        if latent > 2 and hidden > 8:
+            assert has < 6 * least + 10_000  # the bound is of the size itself, not of nothing

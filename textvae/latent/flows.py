@@ -119,6 +119,14 @@ def transforms_of(kind: str, dimensions: int, *, context: int = 0, count: int, h
     return lazy.LazyComposedTransform(*layers)
 
 
+def least_numbers(latent_dim: int, *, transforms: int = 1, hidden_dim: int = 1, **_: Any) -> int:
+    """Returns how many numbers a flow of these options has at the very least; what is not given counts as one.
+
+    Zuko works with values while it makes a flow, so that its sizes cannot be had without the memory that they ask for.
+    """
+    return transforms * hidden_dim * (hidden_dim + latent_dim) if latent_dim > 1 else transforms
+
+
 class FlowPosterior(nn.Module):
     """q(z|x): a Gaussian N(mu, diag(sigma^2)) of the features, pushed through maps that read the features too.
 
