@@ -38,6 +38,45 @@ def test_hidden_state_depends_on_z_and_past_but_not_on_the_future(cell, layers, 
     assert by_z.abs().gt(0).all()
 
 
+def reading_z(decoder: RecurrentDecoder, what: str = "data") -> list[torch.Tensor]:
+    """The weights that z is multiplied by, or their gradients, as views."""
+    whole = [module.weight for module in (decoder.z_to_state, decoder.z_to_output) if module is not None]
+    joined = ([decoder.rnn.weight_ih_l0] if decoder.z_to_input else []) + [up.weight_ih_l0 for up in decoder.upper]
+    return [getattr(weight, what) for weight in whole] + [getattr(weight, what)[:, -3:] for weight in joined]
+
+
+@pytest.mark.parametrize(("cell", "layers", "z_to"), CASES)
+def test_a_scale_of_z_is_one_of_the_weights_that_read_it(cell, layers, z_to):
+    made = []
+    for scale in (0.25, 1.0):
+        torch.manual_seed(0)
+        options = {"cell": cell, "hidden_dim": 5, "layers": layers, "z_to": z_to, "z_scale": scale}
+        made.append(RecurrentDecoder(4, 3, **options).double())
+    plain = made[1]
+    with torch.no_grad():
+        for weight in reading_z(plain):
+            weight *= 0.25
+    embedded, z = torch.randn(2, 6, 4, dtype=torch.float64), torch.randn(2, 3, dtype=torch.float64)
+    ours, expected = (decoder(embedded, z, decoder.start(z)) for decoder in made)
+    torch.testing.assert_close(ours, expected)
+    draws, going = z[:, None].expand(-1, 4, -1), [2] * 3 + [1] * 3
+    with torch.no_grad():
+        read = [decoder.read_draws(embedded, draws, going) for decoder in made]
+    torch.testing.assert_close(*read)
+
+    # A step of SGD moves what the scaled decoder computes as one with a sixteenth of the rate on those weights does.
+    for decoder in made:
+        decoder(embedded, z, decoder.start(z))[0].square().sum().backward()
+    for gradient in reading_z(plain, "grad"):
+        gradient /= 16
+    with torch.no_grad():
+        for decoder in made:
+            for parameter in decoder.parameters():
+                parameter -= 0.1 * parameter.grad
+    ours, expected = (decoder(embedded, z, decoder.start(z)) for decoder in made)
+    torch.testing.assert_close(ours, expected)
+
+
 def test_initial_lstm_state_is_tanh_of_the_memory_in_every_layer():
     decoder = RecurrentDecoder(4, 3, hidden_dim=5, layers=2)
     z = torch.randn(7, 3)

@@ -34,6 +34,9 @@ class RecurrentDecoder(nn.Module):
         input_dropout: on the embedded input words (z is never dropped).
         layer_dropout: between layers.
         output_dropout: on the hidden states that the output layer reads.
+        z_scale: z is multiplied by it on its way in. What the decoder can compute stays the same; the weights that read
+            z learn more slowly, by the scale's square under SGD and by the scale under Adam. As long as z says
+            nothing it is noise, which the other weights have to learn to bear.
     """
 
     def __init__(
@@ -51,8 +54,10 @@ class RecurrentDecoder(nn.Module):
         input_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0,
         layer_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0,
         output_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0,
+        z_scale: Annotated[float, Field(gt=0)] = 1.0,
     ) -> None:
         super().__init__()
+        self.z_scale = z_scale
         self.cell, self.hidden_dim, self.layers = cell, hidden_dim, layers
         self.z_to_layers = latent_dim > 0 and "layers" in z_to
         self.z_to_input = latent_dim > 0 and ("input" in z_to or self.z_to_layers)
@@ -76,7 +81,12 @@ class RecurrentDecoder(nn.Module):
         if self.z_to_state is None:
             memory = z.new_zeros(shape)
         else:
-            memory = self.z_to_state(z).view(z.shape[0], self.layers, self.hidden_dim).transpose(0, 1).contiguous()
+            memory = (
+                self.z_to_state(self._scaled(z))
+                .view(z.shape[0], self.layers, self.hidden_dim)
+                .transpose(0, 1)
+                .contiguous()
+            )
         if self.cell == "gru":
             return (torch.tanh(memory),)
         return torch.tanh(memory), memory
@@ -92,7 +102,7 @@ class RecurrentDecoder(nn.Module):
         Returns:
             Hidden states (B, T, H), ready for the output layer, and the state after the last word.
         """
-        inputs = self.input_dropout(embedded)
+        inputs, z = self.input_dropout(embedded), self._scaled(z)
         if self.z_to_input:
             inputs = _join(inputs, z)
         hidden, after = self._read(self.rnn, inputs, tuple(part[: self.rnn.num_layers] for part in state))
@@ -122,6 +132,7 @@ class RecurrentDecoder(nn.Module):
         """
         samples, flat = z.shape[1], z.flatten(0, 1)
         state, hidden, fused = self.start(flat), embedded, self.rnn.num_layers
+        flat = self._scaled(flat)
         for i in range(self.layers):
             layer = layer_of(self.rnn, i) if i < fused else layer_of(self.upper[i - fused], 0)
             joined = flat if self.z_to_layers or (self.z_to_input and i == 0) else None
@@ -131,6 +142,9 @@ class RecurrentDecoder(nn.Module):
             for part in hidden.split([count * samples for count in going]):
                 part += shift[: len(part)]
         return hidden
+
+    def _scaled(self, z: Tensor) -> Tensor:
+        return z if self.z_scale == 1.0 else z * self.z_scale
 
     def _read(self, rnn: nn.Module, inputs: Tensor, state: State) -> tuple[Tensor, State]:
         state = tuple(part.contiguous() for part in state)
