@@ -1,5 +1,7 @@
 """The output layer with its loss fused against torch's cross entropy."""
 
+import functools
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -109,3 +111,31 @@ def test_half_precision_stays_near_float32_and_keeps_float32_gradients():
     assert rough.dtype == torch.float32
     assert layer.weight.grad.dtype == torch.float32
     torch.testing.assert_close(rough, exact, atol=0.05, rtol=0.01)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shift", [0.0, 100.0])  # above a shift of 55 the powers would leave their range
+def test_bfloat16_in_training_is_no_further_from_the_truth_than_torchs_own(bias, shift):
+    torch.manual_seed(0)
+    layer = SoftmaxOutput(64, 700, bias=bias)
+    with torch.no_grad():
+        layer.weight.mul_(4).copy_(layer.weight.bfloat16())
+        if bias:
+            layer.bias.normal_().add_(shift).copy_(layer.bias.bfloat16())
+    hidden, targets = torch.randn(400, 64).bfloat16().float(), torch.randint(0, 700, (400,))
+    inputs = [hidden.requires_grad_(), *layer.parameters()]
+
+    def with_gradients(log_p):
+        return [log_p.detach().double(), *(g.double() for g in torch.autograd.grad(log_p.sum(), inputs))]
+
+    linear = functools.partial(F.linear, hidden, layer.weight, layer.bias)
+    wide = F.linear(hidden.double(), layer.weight.double(), layer.bias.double() if bias else None)
+    truth = with_gradients(-F.cross_entropy(wide, targets, reduction="none"))
+    with torch.autocast("cpu", torch.bfloat16):
+        plain = with_gradients(-F.cross_entropy(linear().float(), targets, reduction="none"))
+        ours = with_gradients(layer(hidden, targets))
+    for mine, torchs, exact in zip(ours, plain, truth, strict=True):
+        error = (torchs - exact).square().mean().sqrt()
+        rounding = 2**-9 * exact.square().mean().sqrt()  # of what a product in bfloat16 gives
+        assert (mine - exact).square().mean().sqrt() < 1.25 * error + rounding
+        assert (mine - torchs).mean().abs() < 0.2 * error

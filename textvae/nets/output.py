@@ -90,6 +90,15 @@ def _by_powers(hidden: Tensor) -> bool:
     return not traced()
 
 
+def _by_rounded_powers(hidden: Tensor) -> bool:
+    """Whether training may do the same in bfloat16: its powers are rounded as its logits are, and never overflow.
+
+    Their sums are taken in float32, so that the error of log p is that of the logits. A pass of softmax to float32 took
+    as long as the product itself.
+    """
+    return hidden.device.type == "cpu" and hidden.dtype == torch.bfloat16 and not traced()
+
+
 def _room(like: Tensor, rows: int, columns: int) -> Tensor:
     """(rows, columns), empty, each row at the start of a cache line.
 
@@ -151,35 +160,36 @@ class _Layer:
         self.bias = None if bias is None else bias.to(hidden.dtype)
         self.smoothing = smoothing
         self.room: Tensor | None = None
-        if _by_powers(hidden):
+        if _by_powers(hidden) or _by_rounded_powers(hidden):
             self.room = _room(hidden, min(piece, len(hidden)), len(weight))
-            self.bias_2 = None if self.bias is None else self.bias * LOG2_E
+            self.bias_2 = hidden.new_zeros(1) if self.bias is None else self.bias * LOG2_E
 
     def read(self, hidden: Tensor, targets: Tensor) -> _Read:
         """Reads hidden states (n, H) and targets (n,)."""
         if self.room is not None:
             # Logits to base 2: a power of two costs a third of one of e, and no pass looks for the largest logit.
-            powers = _product(hidden * LOG2_E, self.weight, self.bias_2, self.room[: len(hidden)])
+            out, beta = self.room[: len(hidden)], int(self.bias is not None)
+            powers = torch.addmm(self.bias_2, hidden, self.weight.T, beta=beta, alpha=LOG2_E, out=out)
             chosen = self._chosen(powers, targets)
-            sums = powers.exp2_().sum(1, keepdim=True)
+            sums = powers.exp2_().sum(1, keepdim=True, dtype=chosen.dtype)
             log_sums = sums.squeeze(1).log2()
             if _moderate(log_sums):
                 return _Read((chosen - log_sums) / LOG2_E, powers, sums)
         logits = F.linear(hidden, self.weight, self.bias)
-        wide = torch.float64 if logits.dtype == torch.float64 else torch.float32
-        chosen, top = self._chosen(logits, targets).to(wide), logits.amax(1).to(wide)
-        probabilities = torch.softmax(logits, dim=-1, dtype=wide)
+        chosen = self._chosen(logits, targets)
+        top = logits.amax(1).to(chosen.dtype)
+        probabilities = torch.softmax(logits, dim=-1, dtype=chosen.dtype)
         # log sum exp(logits) = max logit - log max p: exact to rounding, since max p is at least 1 / V, and
         # cheaper than a pass of its own over the vocabulary.
         log_p = chosen - top + probabilities.amax(1).log()
         return _Read(log_p, probabilities, probabilities.new_ones(len(hidden), 1))
 
     def _chosen(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """(n,) the targets' logits, smoothed."""
-        chosen = logits.gather(1, targets[:, None]).squeeze(1)
+        """(n,) the targets' logits, smoothed, float32 or float64."""
+        wide = torch.promote_types(logits.dtype, torch.float32)
+        chosen = logits.gather(1, targets[:, None]).squeeze(1).to(wide)
         if self.smoothing:
-            mean = logits.mean(1, dtype=torch.promote_types(logits.dtype, torch.float32))
-            chosen = (1 - self.smoothing) * chosen + self.smoothing * mean
+            chosen = (1 - self.smoothing) * chosen + self.smoothing * logits.mean(1, dtype=wide)
         return chosen
 
 
@@ -242,11 +252,11 @@ def _with_gradients(
         if scale is not None:
             share *= scale[rows, None]
         if bias_grad is not None:
-            bias_grad += torch.mv(part.powers.T, share.squeeze(1))
-        # Of half precision the powers are probabilities already.
+            bias_grad += torch.mm(share.T.to(part.powers.dtype), part.powers).squeeze(0)
+        # Of float16 the powers are probabilities, in float32.
         powers = part.powers.to(hidden.dtype)
         torch.mm(powers, layer.weight, out=hidden_grad[rows]).mul_(share)
-        into = hidden[rows] * share.to(hidden.dtype)
+        into = (hidden[rows] * share).to(hidden.dtype)
         if weight_grad.dtype == powers.dtype:
             weight_grad.addmm_(powers.T, into, beta=float(begin > 0))
         elif begin:
