@@ -16,7 +16,7 @@ import multiprocessing
 import os
 import statistics
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
@@ -28,8 +28,10 @@ AFTER = {"pretrained": "ae-gaussian"}  # a method that starts from another's run
 FITTED = {"ae": "mixture"}  # a method without a prior of its own, and the one fitted to its latents
 PATHS, SAMPLES = 100, 1000
 
-# Key of a result, heading, digits.
-COLUMNS = (
+SECONDS = "seconds_an_epoch"
+
+Column = tuple[str, str, int]  # key of a result, heading, digits
+COLUMNS: tuple[Column, ...] = (
     ("excess", "NLL above truth", 2),
     ("gap", "-ELBO above IW", 2),
     ("kl", "KL", 2),
@@ -39,7 +41,7 @@ COLUMNS = (
     ("grammatical", "grammatical", 3),
     ("unique", "unique", 3),
     ("probe", "probe", 3),
-    ("seconds_an_epoch", "s/epoch, least", 1),
+    (SECONDS, "s/epoch, least", 1),
 )
 
 
@@ -74,7 +76,7 @@ def run_one(name: str, seed: int, out: Path) -> dict[str, Any]:
     row["reconstruction"] = figures["reconstruction"]
     row |= {f"path_{key}": value for key, value in figures.get("paths", {}).items()}
     row |= {key: value for key, value in last.items() if key.endswith("_lipschitz")}
-    row["seconds_an_epoch"] = last["elapsed_s"] / max(last["epoch"], 1)
+    row[SECONDS] = last["elapsed_s"] / max(last["epoch"], 1)
     row["steps"] = last["step"]
     return row | _against_the_grammar(vae, figures)
 
@@ -116,28 +118,27 @@ def _probe(vae: Any, data: Any) -> float:
     )
 
 
-def table(rows: Iterable[dict[str, Any]]) -> str:
-    """Returns the Markdown table: mean and standard deviation over seeds."""
+def table(rows: Iterable[dict[str, Any]], columns: Sequence[Column] = COLUMNS, prefix: str = PREFIX) -> str:
+    """Returns the Markdown table: mean and standard deviation over seeds, the best by the first column first."""
     by_method: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
         by_method.setdefault(row["method"], []).append(row)
     lines = [
-        "| recipe | " + " | ".join(heading for _, heading, _ in COLUMNS) + " |",
-        "|---|" + "---:|" * len(COLUMNS),
+        "| recipe | " + " | ".join(heading for _, heading, _ in columns) + " |",
+        "|---|" + "---:|" * len(columns),
     ]
 
-    def mean_excess(found: list[dict[str, Any]]) -> float:
-        known = [row["excess"] for row in found if row["excess"] is not None]
+    def first(found: list[dict[str, Any]]) -> float:
+        known = [row[columns[0][0]] for row in found if row[columns[0][0]] is not None]
         return statistics.fmean(known) if known else float("inf")
 
-    for name, found in sorted(by_method.items(), key=lambda item: mean_excess(item[1])):
+    for name, found in sorted(by_method.items(), key=lambda item: first(item[1])):
         # Other work on the machine only ever adds to a time: the least is nearest to the method's own.
-        times = [min(row["seconds_an_epoch"] for row in found)]
+        times = [min(row[SECONDS] for row in found)]
         cells = [
-            _cell(times if key == "seconds_an_epoch" else [row.get(key) for row in found], digits)
-            for key, _, digits in COLUMNS
+            _cell(times if key == SECONDS else [row.get(key) for row in found], digits) for key, _, digits in columns
         ]
-        lines.append(f"| `{PREFIX}{name}` | " + " | ".join(cells) + " |")
+        lines.append(f"| `{prefix}{name}` | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
@@ -147,6 +148,39 @@ def _cell(values: list[float | None], digits: int) -> str:
         return ""
     mean = f"{statistics.fmean(known):.{digits}f}"
     return mean if len(known) == 1 else f"{mean} ± {statistics.stdev(known):.{max(digits, 1)}f}"
+
+
+def run_missing(
+    run: Callable[[str, int, Path], dict[str, Any]], names: list[str], seeds: list[int], out: Path, jobs: int
+) -> None:
+    """Runs what has no row in OUT/results.jsonl yet, `jobs` at once, and appends a row for each as it ends.
+
+    Args:
+        run: name, seed, folder -> row, which names `method` and `seed`.
+        names: of the methods.
+        seeds: of each.
+        out: the folder.
+        jobs: processes.
+    """
+    out = out.resolve()
+    out.mkdir(parents=True, exist_ok=True)
+    results = out / "results.jsonl"
+    done = set()
+    if results.exists():
+        done = {(row["method"], row["seed"]) for row in map(json.loads, results.read_text().splitlines())}
+    waiting = [(name, seed) for seed in seeds for name in names if (name, seed) not in done]
+    os.environ["OMP_NUM_THREADS"] = "1"
+    pool = ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn"))
+    with pool:
+        running = {pool.submit(run, name, seed, out): (name, seed) for name, seed in waiting}
+        for job in as_completed(running):
+            name, seed = running[job]
+            if job.exception() is not None:
+                print(f"{name} {seed}: failed: {job.exception()!r}", file=sys.stderr, flush=True)
+                continue
+            with results.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(job.result()) + "\n")
+            print(f"{name} {seed}: done", flush=True)
 
 
 def main() -> None:
@@ -161,26 +195,8 @@ def main() -> None:
     if options.table:
         print(table(map(json.loads, options.table.read_text().splitlines())))
         return
-    out = options.out.resolve()
-    out.mkdir(parents=True, exist_ok=True)
-    results = out / "results.jsonl"
-    done = set()
-    if results.exists():
-        done = {(row["method"], row["seed"]) for row in map(json.loads, results.read_text().splitlines())}
     chosen = [name for name in names() if not options.only or name in options.only]
-    waiting = [(name, seed) for seed in options.seeds for name in chosen if (name, seed) not in done]
-    os.environ["OMP_NUM_THREADS"] = "1"
-    pool = ProcessPoolExecutor(options.jobs, mp_context=multiprocessing.get_context("spawn"))
-    with pool:
-        jobs = {pool.submit(run_one, name, seed, out): (name, seed) for name, seed in waiting}
-        for job in as_completed(jobs):
-            name, seed = jobs[job]
-            if job.exception() is not None:
-                print(f"{name} {seed}: failed: {job.exception()!r}", file=sys.stderr, flush=True)
-                continue
-            with results.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(job.result()) + "\n")
-            print(f"{name} {seed}: done", flush=True)
+    run_missing(run_one, chosen, options.seeds, options.out, options.jobs)
 
 
 if __name__ == "__main__":
