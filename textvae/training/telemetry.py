@@ -139,15 +139,16 @@ class Telemetry:
     ) -> str:
         per_epoch = self.experiment.horizon.steps_per_epoch
         place = f"epoch {step / per_epoch:5.1f}" if per_epoch else "stream"
-        parts = [f"{place}  step {step:>7,}  reconstruction {numbers['reconstruction']:7.2f}"]
+        parts = [f"{place}  step {step:>7,}  rec {numbers['reconstruction']:6.2f}"]
         if self.recipe.model.latent_dim:
-            shown = "  ".join(f"{name} weight {weight:.3g}" for name, weight in weights.items())
+            shown = "  ".join(f"{name} x {weight:.3g}" for name, weight in weights.items())
+            information = round(numbers["mutual_information"], 2) + 0.0  # an estimate: -0.00 is 0
             parts.append(
-                f"KL {numbers['kl']:6.2f}  {shown}  MI {numbers['mutual_information']:5.2f}  "
+                f"KL {numbers['kl']:6.2f}  {shown}  MI {information:5.2f}  "
                 f"AU {numbers['active_units']:.0f}/{self.recipe.model.latent_dim}"
             )
         parts += [f"{key.replace('_', ' ')} {numbers[key]:.3g}" for key in numbers if key.endswith("_lipschitz")]
-        parts.append(f"-ELBO {numbers['nll_elbo']:7.2f}  PPL {numbers['ppl_elbo']:8.2f}  {elapsed_s / 60:5.1f} min")
+        parts.append(f"-ELBO {numbers['nll_elbo']:6.2f}  PPL {numbers['ppl_elbo']:7.2f}  {elapsed_s / 60:5.1f} min")
         return "  ".join(parts) + (" *" if gained else "")
 
     def _at_top(self, step: int, weights: dict[str, float]) -> bool:
