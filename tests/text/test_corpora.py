@@ -312,3 +312,21 @@ def test_progress_bars_are_as_they_were(tmp_path):
     was = datasets.are_progress_bars_disabled()
     from_text(tmp_path, "one\n")
     assert datasets.are_progress_bars_disabled() == was
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+def test_utf_16_without_its_mark_is_named_and_text_with_some_nuls_is_text(tmp_path, encoding):
+    path = tmp_path / "text.txt"
+    path.write_bytes("Ein Satz mit Übermut\nund noch einer\n".encode(encoding))
+    with pytest.raises(CorpusError, match=r"text.txt: every other byte is 0, as in UTF-16; save the file as UTF-8"):
+        load(Data(files={"train": str(path), "validation": str(path)}))
+    path.write_bytes(b"a\0b \0 c\0\0\nd\0e\0f\n\n")
+    corpus = load(Data(files={"train": str(path), "validation": str(path)}))
+    assert corpus.parts["train"]["text"] == ["a\0b \0 c\0\0", "d\0e\0f"]
+
+
+def test_a_csv_that_names_the_column_twice_is_refused(tmp_path):
+    path = tmp_path / "table.csv"
+    path.write_text("text,label,text\na,1,b\n")
+    with pytest.raises(CorpusError, match=r"table.csv: the first line names 2 columns 'text'; rename all but one"):
+        load(Data(files={"train": str(path), "validation": str(path)}, column="text"))

@@ -150,6 +150,8 @@ def _lines(path: str) -> Iterator[str]:
     offset = 0
     with _reading(path), _open(path) as file:
         for number, raw in enumerate(file, start=1):
+            if number == 1 and _is_utf16(raw):
+                raise CorpusError(f"{path}: every other byte is 0, as in UTF-16; save the file as UTF-8")
             try:
                 line = raw.decode("utf-8")
             except UnicodeDecodeError as error:
@@ -159,6 +161,13 @@ def _lines(path: str) -> Iterator[str]:
                 ) from None
             offset += len(raw)
             yield line.removeprefix("\ufeff") if number == 1 else line
+
+
+def _is_utf16(line: bytes) -> bool:
+    """Whether a first line is most likely Latin text in UTF-16 without a byte order mark: UTF-8, but full of NULs."""
+    halves = line[0::2], line[1::2]
+    zeros = [half.count(0) / max(len(half), 1) for half in halves]
+    return len(line) > 3 and min(zeros) < 0.1 and max(zeros) > 0.9
 
 
 def _without_newline(line: str) -> str:
@@ -190,6 +199,8 @@ def _table(path: str, kind: str) -> Iterator[tuple[int, list[str]]]:
 def _csv_column(path: str, kind: str, column: str) -> Iterator[str]:
     rows = _table(path, kind)
     _, header = next(rows)
+    if header.count(column) > 1:
+        raise CorpusError(f"{path}: the first line names {header.count(column)} columns {column!r}; rename all but one")
     index = header.index(column)
     for number, cells in rows:
         if len(cells) != len(header) and cells != [""]:
