@@ -66,7 +66,7 @@ def test_a_traversal_moves_one_dimension_and_passes_through_the_sentence(vae, un
     assert torch.equal(moved[:, keep], z[keep].expand(2, -1))
     value = float(z[2])
     rows = moves.traverse(vae, unseen[0], 2, 5, low=value - 2, high=value + 2)
-    assert [row[0] for row in rows] == pytest.approx([value + step for step in (-2, -1, 0, 1, 2)])
+    assert [row[0] for row in rows] == pytest.approx([value + step for step in (-2, -1, 0, 1, 2)], abs=1e-6)
     assert rows[2][1] == vae.reconstruct(unseen[:1])[0]
     assert moves.traverse(vae, None, 0, 3)[1] == (0.0, vae.decode(torch.zeros(1, 8), method="greedy")[0])
 
