@@ -22,12 +22,14 @@ KINDS = {
 MANY = 1100  # texts: three parts of 512
 
 CALLS = """
-import json, os, sys
+import atexit, json, os, sys
 from accelerate import PartialState
 import textvae
 from textvae.distributed import rank
+from textvae.launch import end, leave
 
-state = PartialState(cpu=True)
+PartialState(cpu=True)
+atexit.register(leave)
 vae = textvae.load(sys.argv[1], together=True)
 lines = open(sys.argv[2]).read().splitlines()
 results = {
@@ -40,7 +42,25 @@ results = {
     "none": [vae.score([]), vae.encode([]).tolist(), vae.sample(0)],
 }
 json.dump(results, open(f"{sys.argv[4]}-{rank()}.json", "w"))
-state.destroy_process_group()
+end(0)  # the connections are closed by then
+"""
+
+# A thread in torch's C++ code whenever python ends; there python's own end aborts (SIGABRT) on every try.
+BUSY = """
+import atexit, sys, threading, time
+import torch
+from textvae.__main__ import run
+
+def work():
+    a = torch.randn(300, 300, requires_grad=True)
+    while True:
+        (a @ a).sum().backward()
+
+torch.set_num_threads(1)
+threading.Thread(target=work, daemon=True).start()
+atexit.register(print, "closed")
+time.sleep(0.5)
+sys.exit(run())
 """
 
 
@@ -146,3 +166,27 @@ def test_what_several_processes_cannot_do_is_one_line(run, capfd):
         said = capfd.readouterr().err
         assert message in said
         assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize(("arguments", "code"), [(["parts", "posterior"], 0), (["recipe", "check", "nowhere"], 2)])
+def test_a_process_of_several_ends_with_its_code_whatever_torch_still_does(tmp_path, arguments, code):
+    script = tmp_path / "busy.py"
+    script.write_text(BUSY)
+    several = {**environment(), "WORLD_SIZE": "2", "RANK": "0"}
+    command = [sys.executable, str(script), *arguments]
+    done = subprocess.run(command, env=several, capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == code, done.stderr
+    assert done.stdout.endswith("closed\n")  # what was to happen at its end has, and is written out
+    assert ("nowhere" in done.stderr) == (code == 2)
+
+
+@pytest.mark.parametrize(("size", "says"), [("2", "MASTER_ADDR"), ("two", "how many processes")])
+def test_an_environment_that_speaks_of_others_and_not_where_is_one_line(run, tmp_path, size, says):
+    command = [sys.executable, "-m", "textvae", "score", str(run()), str(tmp_path / "many.txt")]
+    alone = {name: value for name, value in environment().items() if name not in ("RANK", "LOCAL_RANK", "MASTER_ADDR")}
+    alone["WORLD_SIZE"] = size
+    done = subprocess.run(command, env=alone, capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("textvae: environment: WORLD_SIZE")
+    assert says in done.stderr
+    assert done.stderr.count("\n") == 1

@@ -6,11 +6,13 @@ On GPUs that is `accelerate launch`; on the CPU, where that starts one process w
 from __future__ import annotations
 
 import atexit
+import contextlib
 import logging
 import os
 import subprocess
 import sys
 import uuid
+from typing import NoReturn
 
 import torch
 
@@ -47,12 +49,22 @@ def joined(*, gpus: bool) -> bool:
 
     Args:
         gpus: whether they work on GPUs, each on its own.
+
+    Raises:
+        UserError: the environment speaks of several, and not of how to reach them.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+    several = os.environ.get("WORLD_SIZE", "1")
+    if not several.isdecimal():
+        raise UserError(f"environment: WORLD_SIZE={several}; it should be how many processes there are")
+    if int(several) < 2:
         return False
     from accelerate import PartialState
 
-    PartialState(cpu=not gpus)
+    try:
+        PartialState(cpu=not gpus)
+    except ValueError as error:
+        message = f"environment: WORLD_SIZE={several} asks for several processes, and they cannot meet: {error}"
+        raise UserError(message) from error
     atexit.register(leave)
     if not is_first():
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -63,6 +75,19 @@ def leave() -> None:
     """Ends this process's connections to the others; one that ends with them open can bring another down."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
+
+
+def end(code: int) -> NoReturn:
+    """Ends this process, one of several, with that exit code: its work is done, and python's own end is left out.
+
+    There a thread of torch's that comes back for the interpreter's lock is torn down inside a destructor of C++, which
+    aborts ("terminate called without an active exception"): rarely, but then a run that is whole counts as failed.
+    """
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):  # its reader may have left
+            stream.flush()
+    os._exit(code)
 
 
 def is_first() -> bool:
