@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import contextlib
+import contextvars
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import torch
@@ -10,11 +12,24 @@ import torch.distributed as dist
 from torch import Tensor
 
 T = TypeVar("T")
+_alone = contextvars.ContextVar("_alone", default=False)
 
 
 def world_size() -> int:
-    """Returns how many processes train together."""
+    """Returns how many processes train together; 1 within `alone`."""
+    if _alone.get():
+        return 1
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """Within it this process's rows are all there are: for what every process holds whole, and none shares out."""
+    before = _alone.set(True)
+    try:
+        yield
+    finally:
+        _alone.reset(before)
 
 
 def rank() -> int:

@@ -148,7 +148,7 @@ class Objective(nn.Module):
         """
         reconstruction = self.reconstruction(output).mean()
         total = share * reconstruction
-        terms, weights = {"reconstruction": reconstruction}, {"reconstruction": 1.0}
+        terms, weights, figures = {"reconstruction": reconstruction}, {"reconstruction": 1.0}, [total]
         for name, divergence in self.divergences.items():
             if isinstance(divergence, HeadTerm):
                 value = divergence.of_output(output)
@@ -161,9 +161,11 @@ class Objective(nn.Module):
             measured = _mean_of_rows(value.detach(), share) if isinstance(schedule, nn.Module) else None
             weights[name] = schedule(step, measured)
             terms[name] = value.mean()
+            figures.append(share * terms[name] if value.dim() else terms[name])
             if weights[name] != 0.0:
-                total = total + weights[name] * (share * terms[name] if value.dim() else terms[name])
-        return Losses(total, {name: term.detach() for name, term in terms.items()}, weights)
+                total = total + weights[name] * figures[-1]
+        seen = torch.stack([figure.detach().float() for figure in (total, *figures)])
+        return Losses(total, {name: term.detach() for name, term in terms.items()}, weights, seen)
 
 
 def _mean_of_rows(value: Tensor, share: float) -> Tensor:

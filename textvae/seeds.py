@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 import torch
 
 
@@ -16,3 +19,15 @@ def mix(*numbers: int) -> int:
 def generator(*numbers: int, device: torch.device | str = "cpu") -> torch.Generator:
     """Returns a random stream that is a function of the numbers alone."""
     return torch.Generator(device=device).manual_seed(mix(*numbers))
+
+
+@contextlib.contextmanager
+def drawn_from(generator: torch.Generator | None) -> Iterator[None]:
+    """Within it what draws from the global state alone draws from `generator`'s; the global state is put back."""
+    if generator is None:
+        yield
+        return
+    seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
+    with torch.random.fork_rng(devices=[] if generator.device.type == "cpu" else [generator.device]):
+        torch.manual_seed(seed)
+        yield

@@ -52,8 +52,9 @@ class Losses(NamedTuple):
     """One step's objective, taken apart."""
 
     total: Tensor  # (), nats a sequence; what is minimised
-    terms: dict[str, Tensor]  # () each, unweighted, in its own unit
+    terms: dict[str, Tensor]  # () each, unweighted, in its own unit, detached
     weights: dict[str, float]
+    figures: Tensor  # (1 + terms,), detached: total and terms; their mean over pieces and processes is the step's
 
 
 class Divergence(Protocol):

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 import textvae
 from textvae.checkpoint import latest_checkpoint
 from textvae.errors import CheckpointError, UserError
+from textvae.folders import metrics
 from textvae.latent.divergences import DIVERGENCES
 from textvae.recipe import Recipe
 from textvae.training import train
@@ -118,6 +119,9 @@ def test_accumulation_changes_nothing_beyond_rounding(values, tmp_path, accumula
     pieces = train(recipe(values, accumulation=accumulation), tmp_path / "pieces", quiet=True)
     for name, tensor in last_weights(whole).items():
         torch.testing.assert_close(last_weights(pieces)[name], tensor, atol=2e-4, rtol=1e-3, msg=name)
+    (one, *_), (other, *_) = ([row for row in metrics(run) if row["part"] == "train"] for run in (whole, pieces))
+    for name in ("loss", "reconstruction", "kl", "gradient_norm"):
+        assert other[name] == pytest.approx(one[name], rel=1e-3), name  # of all pieces, not the last one
 
 
 def test_two_processes_give_the_parameters_of_one_with_the_batches_joined(values, tmp_path):

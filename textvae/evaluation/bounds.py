@@ -17,6 +17,7 @@ from textvae.errors import UserError
 from textvae.evaluation.latents import float64, gaussian_parameters
 from textvae.latent.divergences import kl
 from textvae.latent.posteriors import Point
+from textvae.seeds import drawn_from
 from textvae.types import Batch
 
 LARGEST_EXPONENT = 700.0  # exp of more is no float64
@@ -197,12 +198,7 @@ def draw(posterior: Distribution, samples: int, generator: torch.Generator | Non
         mean, scale = gaussian
         noise = torch.randn((samples, *mean.shape), generator=generator, device=mean.device, dtype=mean.dtype)
         return mean + scale * noise
-    if generator is None:
-        return posterior.sample(torch.Size([samples]))
-    # Other distributions draw from the global state alone: it is seeded for them, and put back.
-    seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
-    with torch.random.fork_rng(devices=[] if generator.device.type == "cpu" else [generator.device]):
-        torch.manual_seed(seed)
+    with drawn_from(generator):
         return posterior.sample(torch.Size([samples]))
 
 

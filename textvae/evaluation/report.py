@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
-from textvae.distributed import all_results, is_mine
+from textvae.distributed import all_results, alone, is_mine
 from textvae.errors import UserError
 from textvae.evaluation import aggregate, bounds, latents, text
 from textvae.latent.posteriors import Point
+from textvae.seeds import drawn_from
 from textvae.types import Batch
 
 DECOMPOSED = 1_000  # sentences about, whose KL a quick report takes apart
@@ -69,7 +70,8 @@ def quick(
     figures = _elbo_figures(found.elbo)
     mutual = _mutual_information(found, at_most=max(QUICK_PAIRS // count, 1000))
     if measure is not None and found.prior is not None:
-        with torch.inference_mode():
+        # Each process holds all of them by now, and the same draws: what gathers rows would count them many times over.
+        with torch.inference_mode(), alone(), drawn_from(generator):
             figures = {**measure(found.posteriors, found.prior, found.z), **figures}
     return {**figures, "mutual_information": mutual, "active_units": float(_active_units(found)), **_kl_parts(found)}
 

@@ -19,6 +19,7 @@ from accelerate.tracking import get_available_trackers
 from accelerate.utils import LoggerType
 
 from textvae import checkpoint
+from textvae.distributed import agreed
 from textvae.durations import parse_duration
 from textvae.errors import CheckpointError, Interrupted, TrainingError, UserError, suggest
 from textvae.evaluation.report import quick
@@ -216,6 +217,7 @@ def _evaluate(
         together=True,
     )
     numbers["loss"] = experiment.objective.final(numbers, experiment.objective.weights(FAR))
+    numbers = agreed(numbers)  # what follows is decided by them, and rounding may differ from device to device
     if position.aggressive and numbers["mutual_information"] < position.numbers.get("mutual_information", 0.0):
         position.aggressive = False
         telemetry.note("mutual information has fallen: the encoder's own steps end here")

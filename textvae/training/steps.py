@@ -72,10 +72,12 @@ def take_step(
     norm = _clip(accelerator, model, recipe.training.gradient_clip)
     # Every process sees the same averaged gradient, so all take or leave the step together. A signal reaches them at
     # different steps; those who stopped alone would leave the others in a collective that nobody answers.
-    total = losses.total.detach()
-    total, asked = mean_over_processes(torch.stack([total, total.new_tensor(float(stopping()))]))
-    finite = torch.isfinite(norm) & torch.isfinite(total)
-    taken, stop = (bool(answer) for answer in torch.stack([finite, asked > 0]).tolist())  # one wait for a GPU, not two
+    said = losses.figures.new_tensor([float(stopping()), float(step.tokens)])
+    everyones = mean_over_processes(torch.cat([losses.figures, said]))
+    figures, (asked, tokens) = everyones[:-2], everyones[-2:]
+    finite = torch.isfinite(norm) & torch.isfinite(figures[0])
+    answers = torch.stack([finite.float(), asked, tokens]).tolist()  # one wait for a GPU, not three
+    taken, stop, counted = bool(answers[0]), answers[1] > 0, round(answers[2] * accelerator.num_processes)
     if taken or accelerator.scaler is not None:  # a scaler leaves the step out by itself, and lowers its scale then
         optimizer.step()
     optimizer.zero_grad()
@@ -84,20 +86,25 @@ def take_step(
 
     position.step += 1
     position.step_in_epoch += 1
-    position.tokens += step.tokens
+    position.tokens += counted
     position.skipped += not taken
-    telemetry.step(position.step, position.epoch, step, losses, norm, optimizer.param_groups[0]["lr"])
+    losses = losses._replace(figures=figures)
+    telemetry.step(position.step, position.epoch, counted, losses, norm, optimizer.param_groups[0]["lr"])
     return Outcome(taken, stop)
 
 
 def _backward(experiment: Experiment, recipe: Recipe, accelerator: Accelerator, step: Step, *key: int) -> Losses:
-    """Gradients of a step's batch; `key`, the step's number first, decides all of its randomness."""
+    """Gradients of a step's batch, and its losses: figures of all pieces, the rest of the last one.
+
+    `key`, the step's number first, decides all of its randomness.
+    """
     model, objective = experiment.model, experiment.objective
     # Randomness is a function of seed, step and process: nothing to save, and a resumed run draws the same.
     samples = recipe.training.samples
     noise = torch.randn(samples, step.sentences, recipe.model.latent_dim, generator=generator(recipe.seed, *key))
     torch.manual_seed(mix(recipe.seed, *key, accelerator.process_index))
     losses: Losses
+    figures: list[Tensor] = []
     for i, piece in enumerate(step.pieces):
         batch = Batch(*(tensor.to(accelerator.device, non_blocking=True) for tensor in piece.batch))
         drawn = noise[:, piece.rows].to(accelerator.device, non_blocking=True)
@@ -115,6 +122,7 @@ def _backward(experiment: Experiment, recipe: Recipe, accelerator: Accelerator, 
                 term_seed=mix(recipe.seed, *key, i, 7),
                 autocast=accelerator.autocast,
             )
+            figures.append(losses.figures)
             continue
         last = i == len(step.pieces) - 1
         with contextlib.nullcontext() if last else accelerator.no_sync(model):
@@ -124,11 +132,12 @@ def _backward(experiment: Experiment, recipe: Recipe, accelerator: Accelerator, 
             update_critics(experiment.critics, output)
             losses = objective(output, key[0], piece.share)
             accelerator.backward(losses.total / len(step.pieces))
+        figures.append(losses.figures)
     by_hand = list(experiment.term_parameters)
     if recipe.training.semi_amortized is not None:
         by_hand += experiment.unwrapped.parameters()
     average_gradients(by_hand)
-    return losses
+    return losses._replace(figures=torch.stack(figures).mean(0))
 
 
 def _refine_encoder(experiment: Experiment, recipe: Recipe, accelerator: Accelerator, position: Position) -> None:
@@ -142,7 +151,7 @@ def _refine_encoder(experiment: Experiment, recipe: Recipe, accelerator: Acceler
     losses: list[Tensor] = []
     for number in range(settings.steps):
         step = experiment.batches.some(position.step, number)
-        losses.append(_backward(experiment, recipe, accelerator, step, position.step, number + 1).total.detach())
+        losses.append(_backward(experiment, recipe, accelerator, step, position.step, number + 1).figures[0])
         _forget(others)
         if torch.isfinite(_clip(accelerator, experiment.model, recipe.training.gradient_clip)):
             experiment.optimizer.step()

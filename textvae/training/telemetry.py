@@ -78,9 +78,9 @@ class Telemetry:
             if step:
                 self._print(f"resumed at step {step:,}")
 
-    def step(self, step: int, epoch: int, work: Step, losses: Losses, norm: Tensor, rate: float) -> None:
-        """Counts a step, and every `log_every` of them writes a row."""
-        self.tokens += work.tokens
+    def step(self, step: int, epoch: int, tokens: int, losses: Losses, norm: Tensor, rate: float) -> None:
+        """Counts a step, its tokens and losses of all processes, and every `log_every` of them writes a row."""
+        self.tokens += tokens
         self.pending.append((losses, norm))
         self.bar.update()
         if step % self.recipe.training.log_every == 0 and self.main:
@@ -89,11 +89,9 @@ class Telemetry:
     def _train_row(self, step: int, epoch: int, rate: float) -> None:
         elapsed = time.monotonic() - self.since
         row: dict[str, Any] = {"step": step, "epoch": epoch, "part": "train", "learning_rate": rate}
-        count = len(self.pending)
-        row["loss"] = float(torch.stack([losses.total.detach() for losses, _ in self.pending]).sum()) / count
-        for name in self.pending[0][0].terms:
-            row[name] = float(torch.stack([losses.terms[name] for losses, _ in self.pending]).sum()) / count
-            row[f"{name}_weight"] = self.pending[-1][0].weights[name]
+        row["loss"], *terms = torch.stack([losses.figures for losses, _ in self.pending]).mean(0).tolist()
+        for (name, weight), term in zip(self.pending[-1][0].weights.items(), terms):
+            row[name], row[f"{name}_weight"] = term, weight
         row["gradient_norm"] = float(torch.stack([norm for _, norm in self.pending]).mean())
         row["tokens_per_s"] = self.tokens / max(elapsed, 1e-9)
         self.bar.set_postfix_str(f"{row['tokens_per_s']:,.0f} tokens/s, loss {row['loss']:.2f}")
