@@ -87,7 +87,7 @@ def _child(name: str, side: str, options: argparse.Namespace) -> float | None:
     command = [sys.executable, "-m", "tests.benchmarks", "--only", name, "--side", side]
     command += ["--threads", str(options.threads), "--device", options.device, "--optimizer", options.optimizer]
     command += ["--quick"] * options.quick
-    printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    printed = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
     return json.loads(printed)
 
 

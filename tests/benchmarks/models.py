@@ -84,13 +84,15 @@ def textbook_model(sizes: Sizes) -> Textbook:
 @torch.no_grad()
 def copy_weights(source: Textbook, target: SequenceVAE) -> None:
     """Gives our model the textbook's parameters; every one of ours has its counterpart, by name."""
+    target.load_state_dict({our_name(name): value for name, value in source.state_dict().items()})
+
+
+def our_name(name: str) -> str:
+    """What the textbook's parameter is called here."""
     layers = {"encoder": "encoder.forward_layers.0", "lstm": "decoder.rnn", "to_state": "decoder.z_to_state"}
     layers |= {"embedding": "decoder_embedding", "to_posterior": "posterior.head"}
-    values = {}
-    for name, value in source.state_dict().items():
-        layer, parameter = name.split(".")
-        values[f"{layers.get(layer, layer)}.{parameter}"] = value
-    target.load_state_dict(values)
+    layer, parameter = name.split(".")
+    return f"{layers.get(layer, layer)}.{parameter}"
 
 
 def our_trainer(
@@ -120,6 +122,7 @@ def our_trainer(
         critics=[],
         encoder_parameters=[],
         term_parameters=[],
+        average=None,
     )
     folder = tempfile.TemporaryDirectory(prefix="textvae-benchmarks-")
     position = Position()

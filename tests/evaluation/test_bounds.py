@@ -258,7 +258,8 @@ def test_no_more_tokens_are_worked_on_at_once_than_asked():
     score = model.log_likelihood
     model.log_likelihood = lambda batch, z: seen.append(z.shape[0] * batch.targets.numel()) or score(batch, z)
     iw_nll(model, [batch], samples=10, batch_tokens=100)
-    assert seen == [72, 72, 96]
+    assert max(seen) <= 100
+    assert sum(seen) == 10 * int(batch.lengths.sum())  # a sentence at a time: no padding
 
 
 def test_results_stand_in_the_order_of_the_sentences():

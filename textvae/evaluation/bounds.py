@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from statistics import NormalDist
@@ -21,6 +22,8 @@ from textvae.seeds import drawn_from
 from textvae.types import Batch
 
 LARGEST_EXPONENT = 700.0  # exp of more is no float64
+HELD = 2**24  # numbers of z held at once: 64 MiB
+SHARED = 40  # draws of a sentence scored at once
 
 
 class Scored(NamedTuple):
@@ -340,14 +343,35 @@ def _log_weights(
 ) -> Tensor:
     """(S, B) float64 log p(x, z) - log q(z|x) for z drawn from q."""
     posterior, prior = model.encode(batch), model.prior()
-    most = max(1, batch_tokens // max(batch.targets.numel(), 1))
-    chunks = -(-samples // most)
+    held = max(1, HELD // max(len(batch.lengths) * model.latent_dim, 1))
     parts = []
-    for i in range(chunks):
-        # One sample after another, so that the chunk's size does not change which numbers are drawn. Nearly equal
-        # chunks: a small rest would make products of few rows.
-        count = (i + 1) * samples // chunks - i * samples // chunks
-        z = torch.cat([draw(posterior, 1, generator) for _ in range(count)])  # (count, B, D)
+    for begin in range(0, samples, held):
+        # One sample after another, so that no size of a chunk changes which numbers are drawn.
+        z = torch.cat([draw(posterior, 1, generator) for _ in range(min(held, samples - begin))])  # (S', B, D)
         rate = float64(posterior.log_prob(z)) - float64(prior.log_prob(z))
-        parts.append(float64(model.log_likelihood(batch, z)) - rate)
+        parts.append(_log_likelihoods(model, batch, z, batch_tokens) - rate)
     return torch.cat(parts)
+
+
+def _log_likelihoods(model: Any, batch: Batch, z: Tensor, batch_tokens: int) -> Tensor:
+    """(S, B) float64 log p(x|z) for z (S, B, D), in blocks of sentences and draws of `batch_tokens` at most.
+
+    A model on the CPU works best on many draws of a few sentences, which share what depends on the words alone.
+    """
+    samples, sentences = z.shape[:2]
+    at_once = max(1, batch_tokens // max(batch.targets.shape[1], 1))  # sentences times draws
+    draws = min(SHARED, samples, at_once) if z.device.type == "cpu" else max(1, at_once // sentences)
+    log_p = torch.empty(samples, sentences, dtype=torch.float64, device=z.device)
+    for rows in _spans(sentences, max(1, at_once // draws)):
+        lengths = batch.lengths[rows]
+        piece = Batch(batch.tokens[rows, : int(lengths.max()) + 1], lengths)
+        for some in _spans(samples, draws):
+            log_p[some, rows] = float64(model.log_likelihood(piece, z[some, rows]))
+    return log_p
+
+
+def _spans(count: int, most: int) -> list[slice]:
+    """Nearly equal pieces of up to `most`: a small rest would make products of few rows."""
+    pieces = -(-count // most)
+    ends = [i * count // pieces for i in range(pieces + 1)]
+    return [slice(begin, end) for begin, end in itertools.pairwise(ends)]
