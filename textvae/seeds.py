@@ -21,6 +21,15 @@ def generator(*numbers: int, device: torch.device | str = "cpu") -> torch.Genera
     return torch.Generator(device=device).manual_seed(mix(*numbers))
 
 
+def seed_all(seed: int) -> None:
+    """`torch.manual_seed` of the devices in use; that one's look at every other backend costs 0.1 ms, in each step."""
+    torch.default_generator.manual_seed(seed)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(seed)
+    if torch.backends.mps.is_available():
+        torch.mps.manual_seed(seed)
+
+
 @contextlib.contextmanager
 def drawn_from(generator: torch.Generator | None) -> Iterator[None]:
     """Within it what draws from the global state alone draws from `generator`'s; the global state is put back."""

@@ -30,6 +30,7 @@ from textvae.latent.divergences import shown
 from textvae.latent.posteriors import diagonal_gaussian
 from textvae.model import SequenceVAE
 from textvae.objective import Objective
+from textvae.seeds import seed_all
 from textvae.types import Batch, Losses
 
 
@@ -117,7 +118,7 @@ def backward(
     candidates = [*model.parameters(), *objective.trained_with_the_model()]
     parameters = [p for p in dict.fromkeys(candidates) if p.requires_grad]
     with torch.enable_grad(), _same_dropout(model):
-        torch.manual_seed(seed + 1)
+        seed_all(seed + 1)
         with autocast():
             start = _parameters_of(model.encode(batch))  # (B, 2D), with its graph
         loss = _Loss(model, objective, batch, noise.to(start), step, seed, term_seed, autocast)
@@ -149,11 +150,11 @@ class _Loss:
         """Returns the losses at lambda (B, 2D)."""
         mean, log_scale = at.chunk(2, dim=-1)
         scale = log_scale.exp()
-        torch.manual_seed(self.seed)
+        seed_all(self.seed)
         with self.autocast():
             output = self.model.describe(self.batch, diagonal_gaussian(mean, scale), mean + scale * self.noise)
             if self.term_seed is not None:
-                torch.manual_seed(self.term_seed)
+                seed_all(self.term_seed)
             losses: Losses = self.objective(output, self.step, share)
         return losses
 

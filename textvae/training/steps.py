@@ -13,7 +13,7 @@ from torch import Tensor
 
 from textvae.distributed import average_gradients, mean_over_processes
 from textvae.recipe import Recipe
-from textvae.seeds import generator, mix
+from textvae.seeds import generator, mix, seed_all
 from textvae.text.batching import Batches, Step
 from textvae.training import semi_amortized
 from textvae.training.critics import update_critics
@@ -72,11 +72,11 @@ def take_step(
     norm = _clip(accelerator, model, recipe.training.gradient_clip)
     # Every process sees the same averaged gradient, so all take or leave the step together. A signal reaches them at
     # different steps; those who stopped alone would leave the others in a collective that nobody answers.
-    said = losses.figures.new_tensor([float(stopping()), float(step.tokens)])
+    said = torch.tensor([float(stopping()), float(step.tokens)]).to(losses.figures, non_blocking=True)
     everyones = mean_over_processes(torch.cat([losses.figures, said]))
     figures, (asked, tokens) = everyones[:-2], everyones[-2:]
     finite = torch.isfinite(norm) & torch.isfinite(figures[0])
-    answers = torch.stack([finite.float(), asked, tokens]).tolist()  # one wait for a GPU, not three
+    answers = torch.stack([finite.float(), asked, tokens]).tolist()  # the step's one wait for a GPU
     taken, stop, counted = bool(answers[0]), answers[1] > 0, round(answers[2] * accelerator.num_processes)
     if taken or accelerator.scaler is not None:  # a scaler leaves the step out by itself, and lowers its scale then
         optimizer.step()
@@ -102,7 +102,7 @@ def _backward(experiment: Experiment, recipe: Recipe, accelerator: Accelerator, 
     # Randomness is a function of seed, step and process: nothing to save, and a resumed run draws the same.
     samples = recipe.training.samples
     noise = torch.randn(samples, step.sentences, recipe.model.latent_dim, generator=generator(recipe.seed, *key))
-    torch.manual_seed(mix(recipe.seed, *key, accelerator.process_index))
+    seed_all(mix(recipe.seed, *key, accelerator.process_index))
     losses: Losses
     figures: list[Tensor] = []
     for i, piece in enumerate(step.pieces):
@@ -128,7 +128,7 @@ def _backward(experiment: Experiment, recipe: Recipe, accelerator: Accelerator, 
         with contextlib.nullcontext() if last else accelerator.no_sync(model):
             output = model(batch, samples=samples, noise=drawn)
             # The same on every process: a statistic of the whole batch draws the same from the prior.
-            torch.manual_seed(mix(recipe.seed, *key, i, 7))
+            seed_all(mix(recipe.seed, *key, i, 7))
             update_critics(experiment.critics, output)
             losses = objective(output, key[0], piece.share)
             accelerator.backward(losses.total / len(step.pieces))
