@@ -217,7 +217,7 @@ def test_saved_evaluations_are_compared_sentence_by_sentence(folder, capfdbinary
         assert figures["aggregate"]
         assert figures["nll_iw_interval"][0] <= figures["nll_iw"] <= figures["nll_iw_interval"][1]
         means[name] = figures["nll_iw"]
-    assert (folder / "run" / "evaluation.html").stat().st_size > 1000
+    assert (folder / "run" / "evaluation-test.html").stat().st_size > 1000
     assert main(["compare", run, again, "--json"]) == 0
     first, second = map(json.loads, lines(capfdbinary))
     assert first["difference"] is None

@@ -332,9 +332,13 @@ class TextVAE(HubMixin):
 
     def batches(self, texts: Sequence[str]) -> Iterator[tuple[Tensor, Batch]]:
         """Yields the texts in batches of like length, on the model's device, each with its rows (B,) among them."""
-        store = ListStore(self.tokenizer.encode(given.texts(texts)))
+        store = ListStore(self.ids(given.texts(texts)))
         for rows, batch in evaluation_batches(store, self.tokenizer.pad_id):
             yield torch.from_numpy(rows), self.on_device(batch)
+
+    def ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """Returns the texts' token ids; they are read as the corpus was (`data.lowercase`, `data.normalize`)."""
+        return self.tokenizer.encode([corpora.cleaned(text, self.recipe.data) for text in texts])
 
     def on_device(self, batch: Batch) -> Batch:
         """Returns the batch where the model is."""

@@ -16,8 +16,8 @@ from torch import Tensor
 from textvae.api import TextVAE
 from textvae.errors import MissingExtraError, UserError
 from textvae.evaluation import bounds
+from textvae.evaluation.part import BY_CHARACTER, spaced
 from textvae.evaluation.text import bleu
-from textvae.evaluation.whole import BY_CHARACTER, spaced
 from textvae.export import export, load, onnx_format
 from textvae.generation import given
 from textvae.latent.posteriors import BatchNormPosterior, DeltaPosterior, GaussianPosterior

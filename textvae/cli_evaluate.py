@@ -20,6 +20,12 @@ def evaluate(options: argparse.Namespace) -> None:
     labelled = _labelled_options(options)  # first, for a mistake in them is soon found
     vae = _load(options)
     recipe = None
+    for override in options.overrides:
+        if override.partition("=")[0].partition(".")[0] not in ("data", "evaluation", "generation"):
+            raise UserError(
+                f"{override}: a run is evaluated as it is; data.*, evaluation.* and generation.* can be set here "
+                "(the seed: --seed)"
+            )
     if options.overrides:
         from textvae import recipe_file
         from textvae.checkpoint import RECIPE
@@ -40,10 +46,13 @@ def evaluate(options: argparse.Namespace) -> None:
     )
     if options.save:
         _save_evaluation(vae, Path(options.run), result, options.seed)
-        for name in ("per_sentence", "fingerprint"):
-            result.pop(name)
+        for name in ("per_sentence", "fingerprint", "reconstructions"):
+            result.pop(name, None)
+    if launch.is_first() and result["dropped"]:
+        dropped = ", ".join(f"{count:,} {reason}" for reason, count in result["dropped"].items())
+        print(f"textvae: of the part {options.split}: {dropped}", file=sys.stderr)
     if options.json:
-        print(json.dumps(result))
+        print(json.dumps(result, allow_nan=False))
         return
     rows = list(_flat(result))
     width = max(len(name) for name, _ in rows)
@@ -90,7 +99,7 @@ def _save_evaluation(vae: Any, run: Path, result: dict[str, Any], seed: int) -> 
     texts = vae.sample(20, seed=seed)  # by all processes, where there are several
     if not launch.is_first():
         return
-    write_text(run / f"evaluation-{result['split']}.json", json.dumps(result))
+    write_text(run / f"evaluation-{result['split']}.json", json.dumps(result, allow_nan=False))
     shown = {name: value for name, value in result.items() if name != "fingerprint"}
     html, table = page.write(shown, run, samples=texts)
     print(f"textvae: wrote {html} and {table}", file=sys.stderr)
@@ -102,15 +111,19 @@ def compare(options: argparse.Namespace) -> None:
     from textvae.evaluation import compare as comparison
 
     saved = {name: _evaluation(Path(name), options.split, options.figure) for name in options.runs}
+    comparison.same_measure(saved, options.figure)
+    tokens = {name: result["per_sentence"]["tokens"] for name, result in saved.items()}
     rows = comparison.compare(
         {name: result["per_sentence"][options.figure] for name, result in saved.items()},
-        tokens={name: result["per_sentence"]["tokens"] for name, result in saved.items()},
+        tokens=tokens if options.figure in comparison.LIKELIHOODS else None,
         fingerprints={name: result["fingerprint"] for name, result in saved.items()},
     )
     if options.json:
         _print(options, [row._asdict() for row in rows], str)
-    else:
-        sys.stdout.write(comparison.table(rows, markdown=options.markdown).rstrip("\n") + "\n")
+        return
+    sys.stdout.write(comparison.table(rows, figure=options.figure, markdown=options.markdown))
+    beside = comparison.side_by_side(saved)
+    sys.stdout.write("\n" + comparison.side_by_side_table(beside, markdown=options.markdown))
 
 
 def _evaluation(run: Path, split: str, figure: str) -> dict[str, Any]:
@@ -118,8 +131,9 @@ def _evaluation(run: Path, split: str, figure: str) -> dict[str, Any]:
     try:
         result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         known = dict(result["per_sentence"])
-        for column in ("tokens", *([figure] if figure in known else [])):
-            known[column] = [float(value) for value in known[column]]
+        known = {column: [float(value) for value in values] for column, values in known.items()}
+        if "tokens" not in known:
+            raise KeyError("tokens")
         result |= {"per_sentence": known, "fingerprint": str(result["fingerprint"])}
     except OSError as error:
         hint = f"run: textvae evaluate {run} --split {split} --save"

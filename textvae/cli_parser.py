@@ -87,7 +87,9 @@ def parser(version: str) -> argparse.ArgumentParser:
     compare = _command(commands, "compare", "compare", "hold runs against the first, on the same sentences")
     compare.add_argument("runs", nargs="+", metavar="RUN", help="evaluated with --save")
     compare.add_argument("--split", default="test", help="train, validation or test (test)")
-    compare.add_argument("--figure", choices=["nll_iw", "nll_elbo", "kl"], default="nll_iw", help="(nll_iw)")
+    compare.add_argument(
+        "--figure", choices=["nll_iw", "nll_elbo", "kl", "reconstruction"], default="nll_iw", help="(nll_iw)"
+    )
     compare.add_argument("--markdown", action="store_true", help="a Markdown table")
     compare.add_argument("--json", action="store_true", help="one JSON object a line")
 

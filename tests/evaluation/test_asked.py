@@ -195,7 +195,7 @@ def test_everything_asked_is_printed_saved_and_pictured(run, tmp_path, capfdbina
     assert "textvae: 12 probes of 8 labelled sentences" in error
     names = ["language.forward_perplexity", "language.reverse_perplexity", "paths.perplexity_between"]
     names += ["probe.per_label_3.linear", "probe.per_label_all.knn", "probe.majority", "similarity.pearson"]
-    table, page = ((run / f"evaluation.{end}").read_text("utf-8") for end in ("md", "html"))
+    table, page = ((run / f"evaluation-test.{end}").read_text("utf-8") for end in ("md", "html"))
     for name in names:
         assert any(line.startswith(f"{name} ") for line in out.splitlines()), name
         assert f"| {name} | " in table

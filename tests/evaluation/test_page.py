@@ -152,7 +152,7 @@ def test_real_text_and_the_spread_over_draws_stand_beside_their_figures_and_path
 
 def test_a_link_in_the_folder_is_replaced_and_not_written_through(tmp_path):
     (tmp_path / "theirs").write_text("mine")
-    for name in ("evaluation.html", "evaluation.md"):
+    for name in ("evaluation-test.html", "evaluation-test.md"):
         (tmp_path / name).symlink_to(tmp_path / "theirs")
     page, table = write(RESULT, tmp_path)
     assert (tmp_path / "theirs").read_text() == "mine"

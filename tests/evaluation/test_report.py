@@ -28,7 +28,8 @@ PAD, BOS, EOS, UNK = TOKENIZER.pad_id, TOKENIZER.bos_id, TOKENIZER.eos_id, TOKEN
 QUICK = {"reconstruction", "kl", "nll_elbo", "ppl_elbo", "mutual_information", "active_units"}
 PARTS = {"kl_part_mutual_information", "kl_part_total_correlation", "kl_part_dimensions"}
 LATENT = {"mutual_information", "mutual_information_ceiling", "active_units", "kl_by_dimension"}
-WEIGHTED = {"nll_iw", "ppl_iw", "iw_standard_error", "iw_samples", "iw_ess"}
+WEIGHTED = {"nll_iw", "ppl_iw", "iw_standard_error", "iw_samples", "iw_ess", "iw_ess_low", "nll_iw_interval"}
+WEIGHTED |= {"ppl_iw_interval"}
 TEXT = {"bleu", "token_accuracy", "exact_match"}
 EVERY = QUICK | LATENT | WEIGHTED | TEXT | {"sentences", "target_tokens"}
 

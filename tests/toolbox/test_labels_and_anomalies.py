@@ -123,7 +123,7 @@ def test_what_is_unknown_is_told_whatever_the_tokenizer(section, text, shown, wo
     (ids,) = tokenizer.encode([text])
     found = unknown.pieces(tokenizer, text, ids[1:-1])
     assert found == (shown or tokenizer.decode([[i] for i in ids[1:-1]]))
-    run = SimpleNamespace(tokenizer=tokenizer)
+    run = SimpleNamespace(tokenizer=tokenizer, ids=tokenizer.encode)
     assert unknown_words(run, [text, "a tab"]) == words
 
 

@@ -317,6 +317,13 @@ def _gaussian(posterior: Distribution) -> tuple[Tensor, Tensor]:
     return found
 
 
+def check(model: Any, batch: Batch) -> None:
+    """Raises UserError where a model's posterior is none that annealing and refining can start from."""
+    _has_posterior(model)
+    with bounds.evaluating(model):
+        _gaussian(model.encode(batch))
+
+
 def _has_posterior(model: Any) -> None:
     if model.latent_dim == 0:
         raise UserError("the run is a language model (model.latent_dim: 0): its NLL is exact already")

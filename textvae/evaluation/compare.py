@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from textvae.errors import UserError, suggest
-from textvae.evaluation import bounds
+from textvae.evaluation import bounds, intervals
+
+LIKELIHOODS = ("nll_elbo", "nll_iw")
+COUNTS = ("sentences", "target_tokens", "iw_samples", "unknown_tokens", "mutual_information_ceiling", "iw_ess_low")
 
 
 class Row(NamedTuple):
@@ -18,9 +21,9 @@ class Row(NamedTuple):
 
     name: str
     sentences: int
-    mean: float  # nats a sequence
-    perplexity: float | None  # None without token counts
-    difference: float | None  # nats a sequence, below 0 where the run is better; None for the baseline
+    mean: float  # of the figure; an NLL in nats a sequence
+    perplexity: float | None  # of an NLL; None without token counts
+    difference: float | None  # of the means, of an NLL below 0 where the run is better; None for the baseline
     low: float | None  # of the interval
     high: float | None
     beyond_noise: bool | None  # whether the interval leaves out 0
@@ -71,7 +74,7 @@ def compare(
         raise UserError(f"level: got {level}; it must lie between 0 and 1")
     differences = values - values[:, names.index(baseline), None]  # (N, K)
     # Of the differences, not of two means: what sentences have in common cancels exactly.
-    means = bounds.bootstrap_means(differences, resamples, generator)
+    means = intervals.bootstrap_means(differences, resamples, generator)
     ends = torch.quantile(means, torch.tensor([0.5 - level / 2, 0.5 + level / 2], dtype=means.dtype), dim=0)
     rows = []
     for column, name in enumerate(names):
@@ -90,6 +93,33 @@ def compare(
     return rows
 
 
+def same_measure(saved: Mapping[str, Mapping[str, Any]], figure: str) -> None:
+    """Raises UserError where saved evaluations give a likelihood by different measures, which no test would tell.
+
+    Args:
+        saved: run -> its figures.
+        figure: what is compared.
+    """
+    if figure not in LIKELIHOODS:
+        return
+    shares = {run: result.get("unknown_tokens") for run, result in saved.items()}
+    unknown = {run: float(share) for run, share in shares.items() if isinstance(share, (int, float))}
+    if len({round(share, 9) for share in unknown.values()}) > 1:
+        listed = ", ".join(f"{run} {share:.4f}" for run, share in unknown.items())
+        raise UserError(
+            f"the runs know different words, and a word that is unknown costs little: unknown_tokens {listed}"
+        )
+    # A language model's is exact: it has no samples.
+    samples = {run: result.get("iw_samples") for run, result in saved.items()}
+    samples = {run: count for run, count in samples.items() if count and isinstance(count, int)}
+    if figure == "nll_iw" and len(set(samples.values())) > 1:
+        listed = ", ".join(f"{run} {count}" for run, count in samples.items())
+        raise UserError(
+            f"nll_iw falls with its samples, and the runs have different ones: {listed}; evaluate them with the same "
+            "evaluation.iw_samples"
+        )
+
+
 def fingerprint(texts: Iterable[str]) -> str:
     """Returns 16 hexadecimal digits that stand for these texts in this order."""
     digest = hashlib.sha256()
@@ -98,23 +128,80 @@ def fingerprint(texts: Iterable[str]) -> str:
     return digest.hexdigest()[:16]
 
 
-def table(rows: Sequence[Row], *, markdown: bool = False, level: float = 0.95) -> str:
+def side_by_side(
+    saved: Mapping[str, Mapping[str, Any]], *, level: float = 0.95, generator: torch.Generator | None = None
+) -> list[dict[str, Any]]:
+    """Returns the scalar figures of saved evaluations, a row a figure: what it is called, and each run's value.
+
+    Args:
+        saved: run -> the figures of `TextVAE.evaluate(whole=True)`, of the same sentences.
+        level: of the intervals by which a difference from the first run is marked.
+        generator: of the bootstrap, on the CPU.
+
+    Returns:
+        {"figure": name, "values": run -> number or None, "beyond_noise": the runs whose difference from the first is
+        beyond noise}; the last is known of figures that are means over sentences alone, and None of others.
+    """
+    first = next(iter(saved.values()))
+    names = [name for name, value in first.items() if type(value) in (int, float) and name not in COUNTS]
+    rows: list[dict[str, Any]] = []
+    for name in names:
+        values = {run: result.get(name) for run, result in saved.items()}
+        columns = {run: result["per_sentence"].get(name) for run, result in saved.items()}
+        beyond = None
+        if all(columns.values()) and len(saved) > 1:
+            found = compare(columns, level=level, generator=generator)
+            beyond = [row.name for row in found if row.beyond_noise]
+        rows.append({"figure": name, "values": values, "beyond_noise": beyond})
+    return rows
+
+
+def side_by_side_table(rows: Sequence[Mapping[str, Any]], *, markdown: bool = False) -> str:
+    """Returns the rows of `side_by_side` as text in columns or as a Markdown table.
+
+    A star marks a difference from the first run that is beyond noise; "?" a figure whose noise is not known.
+    """
+    cells = [["figure", *rows[0]["values"]]] if rows else [["figure"]]
+    for row in rows:
+        line = [str(row["figure"])]
+        for place, (run, value) in enumerate(row["values"].items()):
+            mark = "" if not place else " ?" if row["beyond_noise"] is None else " *" * (run in row["beyond_noise"])
+            shown = "-" if value is None else f"{value:,.4g}" if isinstance(value, float) else f"{value:,}"
+            line.append(shown + mark)
+        cells.append(line)
+    return _aligned(cells, markdown=markdown)
+
+
+def table(rows: Sequence[Row], *, figure: str = "nll_iw", markdown: bool = False, level: float = 0.95) -> str:
     """Returns the rows as text in columns or as a Markdown table; a star marks a difference beyond noise.
 
     Args:
         rows: from `compare`.
+        figure: what was compared.
         markdown: a Markdown table.
         level: that the rows were made with, for the heading.
     """
-    head = ["run", "sentences", "NLL (nats)", "perplexity", "difference", f"{100 * level:g} % interval", ""]
+    name = f"{figure} (nats)"
+    head = ["run", "sentences", name, "perplexity", "difference", f"{100 * level:g} % interval", ""]
     cells = [head, *(_cells(row) for row in rows)]
+    if not any(row.perplexity is not None for row in rows):
+        cells = [[*line[:3], *line[4:]] for line in cells]
+    return _aligned(cells, markdown=markdown)
+
+
+def _aligned(cells: Sequence[Sequence[str]], *, markdown: bool) -> str:
     if markdown:
         lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in cells]
-        lines.insert(1, "|---|" + "---:|" * 5 + "---|")
+        last = "---|" if not cells[0][-1] else "---:|"
+        lines.insert(1, "|---|" + "---:|" * (len(cells[0]) - 2) + last)
         return "\n".join(lines) + "\n"
     widths = [max(map(len, column)) for column in zip(*cells)]
     aligned = (
-        [line[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(line[1:-1], widths[1:-1])), line[-1]]
+        [
+            line[0].ljust(widths[0]),
+            *(cell.rjust(width) for cell, width in zip(line[1:-1], widths[1:-1])),
+            line[-1].rjust(widths[-1]) if cells[0][-1] else line[-1],
+        ]
         for line in cells
     )
     return "".join("  ".join(line).rstrip() + "\n" for line in aligned)

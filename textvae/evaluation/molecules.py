@@ -219,6 +219,11 @@ def _scaffolds(molecules: Iterable[Any]) -> Counter[str]:
     return found
 
 
+def require() -> None:
+    """Raises MissingExtraError without rdkit."""
+    _rdkit("Chem")
+
+
 def _properties(molecules: Iterable[Any]) -> NDArray[np.float64]:
     """(3, N): logP, QED, weight."""
     crippen, qed, descriptors = _rdkit("Chem.Crippen"), _rdkit("Chem.QED"), _rdkit("Chem.Descriptors")

@@ -12,50 +12,14 @@ from typing import Any, NamedTuple
 
 from textvae import plots
 from textvae.checkpoint import write_text
+from textvae.evaluation.estimators import ESTIMATORS, OF_A_LANGUAGE_MODEL
 from textvae.folders import metrics
 
-HTML, MARKDOWN = "evaluation.html", "evaluation.md"
 SHOWN_TEXTS = 50
+HEAD = ["figure", "value", "error or interval", "ceiling or reference", "estimator"]
+LISTS = ("kl_by_dimension", "marginal_kl_by_dimension", "perplexity_along")
 # Endings of keys that say something of the figure before them.
 NOTES = ("standard_error", "spread", "interval", "ceiling", "expected", "floor", "reference", "estimator")
-ESTIMATORS = {
-    "reconstruction": "nats a sequence: −E log p(x|z), one draw of z",
-    "kl": "nats a sequence: KL(q(z|x) ‖ p(z)), in closed form where there is one",
-    "nll_elbo": "nats a sequence: −ELBO, one draw; an upper bound of the NLL",
-    "nll_iw": "nats a sequence: importance-weighted (iw_samples draws); an upper bound in expectation",
-    "nll_ais": "nats a sequence: annealed importance sampling; an upper bound in expectation",
-    "ppl_elbo": "a token, from the ELBO; </s> counted, <s> not",
-    "ppl_iw": "a token, from nll_iw; </s> counted, <s> not",
-    "word_perplexity": "a word by split(), sentence ends counted",
-    "bits_per_character": "sentence ends counted as one character",
-    "iw_ess": "(Σw)² / Σw², mean over sentences; of iw_samples at most",
-    "nll_refined": "nats a sequence: the ELBO's, of posteriors moved by gradient steps of their own",
-    "amortisation_gap": "nats a sequence: what gradient steps on each posterior gain; a lower bound of the gap",
-    "mutual_information": "nats: E log q(z|x) − E log q(z), q(z) of the whole set",
-    "batch_mutual_information": "nats: as He 2019, q(z) of batches of 32; never above ln 32",
-    "kl_part_mutual_information": "nats: the KL's share that tells sentences apart",
-    "kl_part_total_correlation": "nats: dependence between dimensions; too high where the information nears ln N",
-    "kl_part_dimensions": "nats: Σ KL(q(z_d) ‖ p(z_d))",
-    "active_units": "dimensions whose posterior mean varies by more than 0.01 (Burda 2016)",
-    "aggregate_mmd": "squared MMD to the prior, inverse multiquadratics; unbiased, 0 at q = p",
-    "aggregate_sliced_wasserstein": "squared, latent units; above 0 at q = p (see floor)",
-    "aggregate_holes": "share of prior draws less dense under q than 95 % of q's own",
-    "aggregate_density": "Naeem 2020, 5 neighbours; 1 at q = p",
-    "aggregate_coverage": "Naeem 2020, 5 neighbours",
-    "bleu": "corpus BLEU of reconstructions (sacrebleu), 0 to 100",
-    "token_accuracy": "share of words at their place, 0 to 1",
-    "exact_match": "share of texts given back to the letter, 0 to 1",
-    "corpus_entropy": "nats a sequence: what the best model reaches",
-    "forward_perplexity": "a token: samples under a language model of the corpus (Zhao 2018); blind to variety",
-    "reverse_perplexity": "a token: real text under a language model of samples (Zhao 2018); falls with their number",
-    "perplexity_ends": "a token: the paths' ends under a language model of the corpus",
-    "perplexity_between": "a token: the paths' inner texts under a language model of the corpus",
-    "majority": "accuracy, 0 to 1, of always saying the most frequent training label",
-    "linear": "accuracy, 0 to 1: logistic regression on posterior means (Alain & Bengio 2016)",
-    "knn": "accuracy, 0 to 1: vote of the nearest posterior means",
-    "pearson": "−1 to 1: people's scores and the cosine of posterior means (STS benchmark, Cer 2017)",
-    "spearman": "−1 to 1: the same, of ranks",
-}
 STYLE = """
 :root{color-scheme:light}body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;
 color:#1c1e21;background:#fff}h1{font-size:1.6rem}h2{font-size:1.2rem;margin-top:2.2rem}
@@ -87,17 +51,29 @@ def figures(result: Mapping[str, Any]) -> list[Figure]:
         result: names -> numbers, None, strings, or dicts of these; lists are pictures and texts, not numbers.
     """
     found: list[Figure] = []
-    _collect(result, "", found)
+    language_model = result.get("iw_samples") == 0 and result.get("iw_ess") == 0
+    _collect(result, "", found, {**ESTIMATORS, **OF_A_LANGUAGE_MODEL} if language_model else ESTIMATORS)
     return found
 
 
 def markdown(result: Mapping[str, Any], *, title: str = "Evaluation") -> str:
-    """Returns the numbers of a result as a Markdown table with their estimators and ceilings."""
-    head = ["figure", "value", "error or interval", "ceiling or reference", "estimator"]
+    """Returns the numbers of a result as Markdown tables: the figures with their estimators, then tables and lists."""
     lines = [[f.name, _number(f.value), f.interval, f.reference, f.estimator] for f in figures(result)]
+    text = f"# {_cell(title)}\n\n" + _lines(HEAD, lines, "|---|---:|---|---|---|")
+    for name, records in _records(result, ""):
+        keys = list(dict.fromkeys(key for record in records for key in record))
+        lines = [[_number(record.get(key)) for key in keys] for record in records]
+        text += f"\n## {_cell(name)}\n\n" + _lines(keys, lines, "|" + "---:|" * len(keys))
+    lists = {name: _finite(_of(result, name)) for name in LISTS}
+    lines = [[name, " ".join(map(_number, values))] for name, values in lists.items() if values]
+    if lines:
+        text += "\n## Lists\n\n" + _lines(["figure", "values"], lines, "|---|---|")
+    return text
+
+
+def _lines(head: Sequence[str], lines: Sequence[Sequence[str]], rule: str) -> str:
     rows = ["| " + " | ".join(_cell(cell) for cell in line) + " |" for line in [head, *lines]]
-    rows.insert(1, "|---|---:|---|---|---|")
-    return f"# {_cell(title)}\n\n" + "\n".join(rows) + "\n"
+    return "\n".join([rows[0], rule, *rows[1:]]) + "\n"
 
 
 def html(
@@ -124,13 +100,12 @@ def html(
         for pair in _of(result, "reconstructions")
         if isinstance(pair, (list, tuple)) and len(pair) == 2
     ]
-    head = ["figure", "value", "error or interval", "ceiling or reference", "estimator"]
     rows = [
         f'<tr><th scope="row">{escape(f.name)}</th><td class="n">{escape(_number(f.value))}</td>'
         f"<td>{escape(f.interval)}</td><td>{escape(f.reference)}</td><td class='e'>{escape(f.estimator)}</td></tr>"
         for f in figures(result)
     ]
-    parts = [f"<h1>{escape(title)}</h1>", "<h2>Numbers</h2>", _table(head, rows)]
+    parts = [f"<h1>{escape(title)}</h1>", "<h2>Numbers</h2>", _table(HEAD, rows)]
     for heading, alt, draw in _pictures(result, metrics):
         parts += [f"<h2>{escape(heading)}</h2>", _image(draw, alt)]
     for name, records in _records(result, ""):
@@ -163,32 +138,35 @@ def write(
     samples: Sequence[str] = (),
     reconstructions: Sequence[tuple[str, str]] = (),
 ) -> tuple[Path, Path]:
-    """Writes `evaluation.html` and `evaluation.md` into a run folder and returns their paths; arguments: see `html`.
+    """Writes evaluation-SPLIT.html and .md into a run folder and returns their paths; arguments: see `html`.
 
     The curves are drawn where the folder holds a metrics file; a line that was cut short is left out.
     """
-    title = title or f"Evaluation of {folder.resolve().name}"
+    split = result.get("split", "test")
+    title = title or f"Evaluation of {folder.resolve().name} on its {split} part"
     page = html(result, title=title, metrics=metrics(folder), samples=samples, reconstructions=reconstructions)
-    write_text(folder / HTML, page)
-    write_text(folder / MARKDOWN, markdown(result, title=title))
-    return folder / HTML, folder / MARKDOWN
+    paths = folder / f"evaluation-{split}.html", folder / f"evaluation-{split}.md"
+    for path, text in zip(paths, (page, markdown(result, title=title))):
+        write_text(path, text)
+    return paths
 
 
-def _collect(result: Mapping[str, Any], above: str, found: list[Figure]) -> None:
+def _collect(result: Mapping[str, Any], above: str, found: list[Figure], estimators: Mapping[str, str]) -> None:
     for key, value in result.items():
         name = f"{above}{key}"
         owner = next((key.removesuffix(f"_{note}") for note in NOTES if key.endswith(f"_{note}")), None)
         if (owner in result and owner != key) or key == "per_sentence":
             continue
         if isinstance(value, Mapping) and "value" not in value:
-            _collect(value, f"{name}.", found)
+            _collect(value, f"{name}.", found, estimators)
         elif isinstance(value, Mapping):
-            found.append(_figure(name, key, value["value"], value))
+            found.append(_figure(name, value["value"], value, estimators.get(key, "")))
         elif value is None or isinstance(value, (bool, int, float, str)):
-            found.append(_figure(name, key, value, {note: result.get(f"{key}_{note}") for note in NOTES}))
+            notes = {note: result.get(f"{key}_{note}") for note in NOTES}
+            found.append(_figure(name, value, notes, estimators.get(key, "")))
 
 
-def _figure(name: str, key: str, value: Any, notes: Mapping[str, Any]) -> Figure:
+def _figure(name: str, value: Any, notes: Mapping[str, Any], estimator: str) -> Figure:
     interval = notes.get("interval")
     error = notes.get("standard_error")
     spread = "" if error is None else f"± {_number(error)} (standard error)"
@@ -199,7 +177,7 @@ def _figure(name: str, key: str, value: Any, notes: Mapping[str, Any]) -> Figure
     known = [(note, notes.get(note)) for note in ("ceiling", "expected", "floor", "reference")]
     labels = {"ceiling": "at most", "expected": "expected at q = p", "floor": "floor", "reference": "real text"}
     reference = "; ".join(f"{labels[note]} {_number(found)}" for note, found in known if found is not None)
-    return Figure(name, value, spread, reference, str(notes.get("estimator") or ESTIMATORS.get(key, "")))
+    return Figure(name, value, spread, reference, str(notes.get("estimator") or estimator))
 
 
 def _number(value: Any) -> str:

@@ -12,7 +12,7 @@ from torch.distributions import Distribution
 
 from textvae.distributed import all_results, alone, is_mine
 from textvae.errors import UserError
-from textvae.evaluation import aggregate, bounds, latents, text
+from textvae.evaluation import aggregate, bounds, intervals, latents, text
 from textvae.latent.posteriors import Point
 from textvae.seeds import drawn_from
 from textvae.types import Batch
@@ -103,16 +103,18 @@ def evaluate(
         bleu_tokenize: sacrebleu's tokenizer.
         mutual_information_sentences: the average is over so many at most; the aggregate posterior is of all.
         whole: adds `aggregate` (the figures of `evaluation.aggregate`: how the aggregate posterior lies to the prior,
-            and the parts of the KL), nll_iw_interval (95 %, bootstrap over sentences) and `per_sentence`.
+            and the parts of the KL) and `per_sentence`.
         together: whether the processes, each of which makes this call, share the likelihoods out; no figure changes.
 
     Returns:
         sentences, target_tokens; in nats a sequence reconstruction, kl, nll_elbo = reconstruction + kl and nll_iw
-        with iw_standard_error (None for one sample); ppl_elbo, ppl_iw; iw_samples and iw_ess, the mean effective
-        sample size; mutual_information (nats, whole set) and its ceiling ln N; active_units; kl_by_dimension (nats;
-        None where it has no closed form); of the reconstructions bleu, token_accuracy and exact_match. For a
-        language model nll_iw is nll_elbo, the exact NLL; what belongs to latents is 0, and to reconstructions None. A
-        point posterior (a plain autoencoder) has no density: its kl, bounds and mutual information are None.
+        with iw_standard_error (None for one sample); ppl_elbo, ppl_iw; nll_iw_interval and ppl_iw_interval (95 %,
+        bootstrap over sentences; None for one); iw_samples, iw_ess, the mean effective sample size, and iw_ess_low,
+        which 95 % of the sentences are above; mutual_information (nats, whole set) and its ceiling ln N; active_units;
+        kl_by_dimension (nats; None where it has no closed form); of the reconstructions bleu, token_accuracy and
+        exact_match. For a language model nll_iw is nll_elbo, the exact NLL; what belongs to latents is 0, and to
+        reconstructions None. A point posterior (a plain autoencoder) has no density: its kl, bounds and mutual
+        information are None.
 
     Raises:
         UserError: no sentence, or a figure that is not finite.
@@ -150,16 +152,31 @@ def _likelihoods(
     figures: dict[str, Any] = {**_elbo_figures(found.elbo)}
     tokens = {"tokens": found.elbo.tokens}
     if found.points:
-        figures |= dict.fromkeys(("kl", "nll_elbo", "ppl_elbo", "nll_iw", "ppl_iw", "iw_standard_error", "iw_ess"))
+        figures |= dict.fromkeys(("kl", "nll_elbo", "ppl_elbo", "nll_iw", "ppl_iw", "iw_standard_error"))
+        figures |= dict.fromkeys(("iw_ess", "iw_ess_low", "nll_iw_interval", "ppl_iw_interval"))
         return {**figures, "iw_samples": 0}, tokens
     per_sentence = {**tokens, "nll_elbo": found.elbo.nll, "nll_iw": found.elbo.nll, "kl": found.elbo.kl}
+    per_sentence["reconstruction"] = found.elbo.reconstruction
     if not found.posteriors:
         figures |= {"nll_iw": figures["nll_elbo"], "ppl_iw": figures["ppl_elbo"]}
-        return {**figures, "iw_standard_error": 0.0, "iw_samples": 0, "iw_ess": 0.0}, per_sentence
+        figures |= {"iw_standard_error": 0.0, "iw_samples": 0, "iw_ess": 0.0, "iw_ess_low": 0.0}
+        return {**figures, **_intervals(found.elbo.nll, found.elbo.tokens)}, per_sentence
     weighted = bounds.iw_nll(
         model, batches(), samples=samples, batch_tokens=batch_tokens, generator=generator, together=together
     )
-    return {**figures, **_iw_figures(weighted, samples)}, {**per_sentence, "nll_iw": weighted.nll}
+    figures |= {**_iw_figures(weighted, samples), **_intervals(weighted.nll, weighted.tokens)}
+    return figures, {**per_sentence, "nll_iw": weighted.nll}
+
+
+def _intervals(nll: Tensor, tokens: Tensor) -> dict[str, Any]:
+    if len(nll) < 2 or not bool(nll.isfinite().all()):  # what is not finite is refused by its own name
+        return {"nll_iw_interval": None, "ppl_iw_interval": None}
+    order = nll.argsort(stable=True)  # which sentence is drawn must not hang on the batches' order
+    nll, tokens = nll[order], tokens[order]
+    interval = intervals.confidence_interval(nll, generator=torch.Generator().manual_seed(0))
+    low, high = intervals.perplexity_interval(nll, tokens, generator=torch.Generator().manual_seed(0))
+    finite = math.isfinite(low) and math.isfinite(high)
+    return {"nll_iw_interval": [interval.low, interval.high], "ppl_iw_interval": [low, high] if finite else None}
 
 
 def _latent_figures(found: _Pass, *, at_most: int) -> dict[str, Any]:
@@ -197,9 +214,6 @@ def _whole(found: _Pass, per_sentence: dict[str, Tensor], generator: torch.Gener
             figures["aggregate"] = aggregate.figures(
                 found.posteriors, found.prior, found.z, generator=generator or torch.Generator()
             )
-    if len(found.elbo.nll) > 1 and not found.points:
-        interval = bounds.confidence_interval(per_sentence["nll_iw"], generator=torch.Generator().manual_seed(0))
-        figures["nll_iw_interval"] = [interval.low, interval.high]
     return {**figures, "per_sentence": {name: values.tolist() for name, values in per_sentence.items()}}
 
 
@@ -242,6 +256,7 @@ def _iw_figures(weighted: bounds.ImportanceWeighted, samples: int) -> dict[str, 
         "iw_standard_error": error,
         "iw_samples": samples,
         "iw_ess": float(weighted.effective_samples.mean()),
+        "iw_ess_low": float(weighted.effective_samples.quantile(0.05)),
     }
 
 

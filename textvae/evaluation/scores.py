@@ -29,7 +29,7 @@ def score(vae: Any, texts: Sequence[str], *, iw_samples: int | None, seed: int) 
                 found[number] = dict(zip(rows.tolist(), scored))
     rows_of = {row: figures for part in all_results(found, together=together) for row, figures in part.items()}
     if iw_samples is not None:
-        sentences = vae.tokenizer.encode(list(texts))
+        sentences = vae.ids(texts)
         batches = (vae.on_device(collate([sentence], vae.tokenizer.pad_id)) for sentence in sentences)
         generator = vae.generator(seed)
         estimates = (

@@ -19,56 +19,100 @@ from textvae.types import Tokenizer
 
 Tokens = Callable[[str], list[str]]
 COMPARED = 500  # samples that self-BLEU compares with each other: its time grows with their square
+SEARCHED = 100_000  # training sentences among which the nearest is sought
 
 
-def of_reconstructions(hypotheses: Sequence[str], references: Sequence[str], *, tokens: Tokens) -> dict[str, Any]:
+def of_reconstructions(
+    hypotheses: Sequence[str],
+    references: Sequence[str],
+    *,
+    tokens: Tokens,
+    spaced: Callable[[Sequence[str]], Sequence[str]] = list,
+    tokenize: str = "none",
+) -> dict[str, Any]:
     """Returns chrf (0 to 100), edit_distance (share of tokens, 0 to 1) and by_length of reconstructions.
 
     Args:
         hypotheses: N texts.
         references: N texts, one for each.
-        tokens: text -> its tokens, where edits are counted.
+        tokens: text -> its tokens, where edits and lengths are counted.
+        spaced: texts -> what BLEU splits, as it was where the whole's was computed.
+        tokenize: sacrebleu's tokenizer, for the same.
     """
+    edges = text.EDGES if tokens is str.split else text.length_edges(references, tokens=tokens)
     return {
         "chrf": text.chrf(hypotheses, references),
         "edit_distance": text.edit_distance(hypotheses, references, tokens=tokens),
-        "by_length": text.by_length(hypotheses, references, tokens=tokens),
+        "by_length": text.by_length(
+            hypotheses, references, edges=edges, tokens=tokens, spaced=spaced, tokenize=tokenize
+        ),
     }
 
 
 def of_samples(
-    drawn: Sequence[str], train_texts: Sequence[str], references: Sequence[str], *, tokens: Tokens
+    drawn: Sequence[str], train_texts: Sequence[str], references: Sequence[str], *, tokens: Tokens, seed: int = 0
 ) -> dict[str, Any]:
     """Returns what samples are like beside the corpus; None where a figure does not exist for them.
 
+    Every figure depends on how many texts it is of, so NAME_reference is that of real text in the samples' place, as
+    many where there are as many: of the references, or, where these are what is compared with, of training sentences.
+
     Args:
         drawn: the samples.
-        train_texts: the training part, for novelty and memorisation.
-        references: real sentences, whose unigrams and lengths are compared.
+        train_texts: the whole training part, for novelty and memorisation.
+        references: real sentences that no training has seen, whose unigrams and lengths are compared.
         tokens: text -> its tokens.
+        seed: of the choice of training sentences.
 
     Returns:
-        count, distinct_1, distinct_2, duplicates and novelty (shares), self_bleu (0 to 100, of the first 500),
-        unigram_kl, unigram_js, length_kl, length_js (nats), nearest_distance (mean normalised edit distance to the
-        nearest training sentence) and copied (share of samples that are one).
+        count, reference_sentences, train_sentences; distinct_1, distinct_2, duplicates and novelty (shares), copied
+        (share of samples that are a training sentence, token by token), self_bleu (0 to 100, of the first 500),
+        nearest_distance (mean normalised edit distance to the nearest of the first 100,000 training sentences) with
+        nearest_exact (the share of them that are exact; the rest are upper bounds), unigram_kl, unigram_js, length_kl
+        and length_js (nats).
     """
-    unigram = _or_none(lambda: samples.unigram_divergence(drawn, references, tokens=tokens))
-    length = _or_none(lambda: samples.length_divergence(drawn, references, tokens=tokens))
-    near = samples.nearest(drawn, train_texts, tokens=tokens)
-    distances = [distance for _, distance, _ in near]
-    return {
+    real = references[: len(drawn)]
+    rows = np.sort(np.random.default_rng(seed).permutation(len(train_texts))[: len(drawn)])
+    known = {tuple(tokens(line)) for line in train_texts}
+    described = [_alone(texts, train_texts, known, tokens) for texts in (drawn, real)]
+    compared = [_beside(texts, references, tokens) for texts in (drawn, [train_texts[row] for row in rows])]
+    ours, theirs = ({**one, **other} for one, other in zip(described, compared))
+    result: dict[str, Any] = {
         "count": len(drawn),
-        "distinct_1": _or_none(lambda: samples.distinct_n(drawn, 1, tokens=tokens)),
-        "distinct_2": _or_none(lambda: samples.distinct_n(drawn, 2, tokens=tokens)),
-        "duplicates": samples.duplicates(drawn),
-        "novelty": samples.novelty(drawn, train_texts),
-        "self_bleu": _or_none(lambda: samples.self_bleu(drawn[:COMPARED], tokens=tokens)),
+        "reference_sentences": len(references),
+        "train_sentences": len(train_texts),
+    }
+    for name, value in ours.items():
+        result |= {name: value} if name == "nearest_exact" else {name: value, f"{name}_reference": theirs[name]}
+    return result
+
+
+def _alone(
+    texts: Sequence[str], train_texts: Sequence[str], known: set[tuple[str, ...]], tokens: Tokens
+) -> dict[str, Any]:
+    near = samples.nearest(texts, train_texts[:SEARCHED], tokens=tokens)
+    copied = [tuple(tokens(line)) in known for line in texts]
+    distances = [0.0 if copy else found.distance for copy, found in zip(copied, near)]
+    return {
+        "distinct_1": _or_none(lambda: samples.distinct_n(texts, 1, tokens=tokens)),
+        "distinct_2": _or_none(lambda: samples.distinct_n(texts, 2, tokens=tokens)),
+        "duplicates": samples.duplicates(texts),
+        "novelty": samples.novelty(texts, train_texts),
+        "copied": sum(copied) / len(copied),
+        "self_bleu": _or_none(lambda: samples.self_bleu(texts[:COMPARED], tokens=tokens)),
+        "nearest_distance": sum(distances) / len(distances),
+        "nearest_exact": sum(copy or found.exact for copy, found in zip(copied, near)) / len(near),
+    }
+
+
+def _beside(texts: Sequence[str], references: Sequence[str], tokens: Tokens) -> dict[str, Any]:
+    unigram = _or_none(lambda: samples.unigram_divergence(texts, references, tokens=tokens))
+    length = _or_none(lambda: samples.length_divergence(texts, references, tokens=tokens))
+    return {
         "unigram_kl": unigram and unigram[0],
         "unigram_js": unigram and unigram[1],
         "length_kl": length and length[0],
         "length_js": length and length[1],
-        "nearest_distance": sum(distances) / len(distances),
-        "copied": sum(distance == 0 for distance in distances) / len(distances),
     }
 
 

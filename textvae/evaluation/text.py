@@ -144,6 +144,18 @@ def exact_match(hypotheses: Sequence[str], references: Sequence[str]) -> float:
     return sum(a == b for a, b in zip(hypotheses, references)) / len(references)
 
 
+def length_edges(texts: Sequence[str], *, tokens: Tokens = str.split, buckets: int = 6) -> list[int]:
+    """Returns edges for `by_length` that cut the texts into buckets of about as many, by their length in tokens.
+
+    Raises:
+        UserError: no texts.
+    """
+    if not texts:
+        raise UserError("there are no texts to cut into buckets")
+    lengths = sorted(len(tokens(text)) for text in texts)
+    return sorted({lengths[len(lengths) * i // buckets] for i in range(1, buckets)})
+
+
 def by_length(
     hypotheses: Sequence[str],
     references: Sequence[str],
@@ -151,6 +163,7 @@ def by_length(
     edges: Sequence[int] = EDGES,
     tokenize: str = "none",
     tokens: Tokens = str.split,
+    spaced: Callable[[Sequence[str]], Sequence[str]] = list,
 ) -> list[dict[str, Any]]:
     """Returns the figures of reconstructions bucket by bucket of the reference's length.
 
@@ -160,6 +173,7 @@ def by_length(
         edges: the longest length of each bucket, rising; longer references make one more bucket.
         tokenize: sacrebleu's tokenizer, for BLEU.
         tokens: text -> its tokens, for lengths, token accuracy and edit distance.
+        spaced: texts -> what BLEU splits.
 
     Returns:
         A row for each bucket that holds a text, short ones first: shortest and longest (tokens, of the references in
@@ -185,7 +199,7 @@ def by_length(
                 "shortest": shortest,
                 "longest": longest,
                 "texts": len(rows),
-                "bleu": bleu(a, b, tokenize=tokenize) if longest >= BLEU_ORDER else None,
+                "bleu": bleu(spaced(a), spaced(b), tokenize=tokenize) if longest >= BLEU_ORDER else None,
                 "chrf": chrf(a, b),
                 "edit_distance": edit_distance(a, b, tokens=tokens),
                 "token_accuracy": token_accuracy(a, b, tokens=tokens),

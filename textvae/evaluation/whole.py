@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import itertools
-import unicodedata
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+import math
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
-from textvae.errors import UserError, suggest
+from textvae.errors import UserError
 from textvae.evaluation import annealing, bounds, labelled, report, suite
 from textvae.evaluation.compare import fingerprint
 from textvae.evaluation.language import LanguageModel
 from textvae.evaluation.molecules import figures as molecule_figures
+from textvae.evaluation.molecules import require as require_rdkit
+from textvae.evaluation.part import BY_CHARACTER, Part, opened, spaced
 from textvae.evaluation.progress import Stage
+from textvae.evaluation.suite import SEARCHED
 from textvae.recipe import Recipe
-from textvae.text import corpora, encoding, grammar
-from textvae.text.batching import TokenStore, collate, evaluation_batches
-from textvae.types import Batch
+from textvae.text import grammar
+from textvae.text.batching import ListStore, collate, evaluation_batches
 
-BY_CHARACTER = ("character", "byte")  # tokenizers without words
-TRAIN_SENTENCES = 100_000  # of the training part that samples are compared with, or a language model learns
+TRAIN_SENTENCES = 100_000  # of the training part that a language model learns
+REFERENCES = 10_000  # sentences of the part that samples' words and lengths are held against
+SHOWN = 50  # reconstructions that are kept
+CHAINS, TEMPERATURES, REFINING_STEPS = 8, 100, 200  # of the check by annealing, and of refined posteriors
 PICKING_SENTENCES = 2_000  # of the validation part that pick a language model's parameters
 WALK = 7  # texts of a path, its ends counted
 
@@ -47,36 +53,6 @@ class Asked:
     pairs: ScoredPairs | None
 
 
-@dataclass(frozen=True)
-class _Part:
-    """A run in the hand and the part of a corpus that it is evaluated on."""
-
-    vae: Any
-    recipe: Recipe
-    seed: int
-    split: str
-    corpus: corpora.Corpus
-    encoded: dict[str, Any]
-    store: TokenStore
-    references: list[str]  # the first sentences, to be reconstructed
-
-    @property
-    def kind(self) -> str:
-        return str(self.vae.recipe.tokenizer.kind)
-
-    def units(self, texts: list[str]) -> list[str]:
-        return spaced(texts, self.kind)
-
-    def batches(self) -> Iterator[Batch]:
-        return (self.vae.on_device(batch) for _, batch in evaluation_batches(self.store, self.vae.tokenizer.pad_id))
-
-    def texts(self, part: str, at_most: int) -> list[str]:
-        """The first sentences of a part as the run reads them: the same that its likelihoods are of."""
-        rows: Iterable[Any] = itertools.islice(self.encoded[part], at_most)
-        texts: list[str] = self.vae.tokenizer.decode([list(row["tokens"]) for row in rows])
-        return texts
-
-
 def evaluate(vae: Any, split: str, *, recipe: Recipe, seed: int, asked: Asked, stage: Stage) -> dict[str, Any]:
     """Returns the figures of `textvae.api.TextVAE.evaluate`, whose work this is.
 
@@ -91,19 +67,31 @@ def evaluate(vae: Any, split: str, *, recipe: Recipe, seed: int, asked: Asked, s
     Raises:
         UserError: the corpus has no such part, or cannot be read, or what is asked for cannot be had.
     """
+    vae = copy.copy(vae)  # the caller's keeps its own way of decoding
+    vae.recipe = vae.recipe.model_copy(update={"generation": recipe.generation})
     _check(vae, asked)
-    part = _opened(vae, split, recipe, seed)
+    part = opened(vae, split, recipe, seed)
     if asked.paths and sum(bool(text.strip()) for text in part.references) < 2:
         raise UserError(f"paths: each goes from one sentence to another, and the part {split!r} has one alone")
+    if asked.anneal:
+        annealing.check(vae.model, vae.on_device(collate([part.store[0]], vae.tokenizer.pad_id)))
     figures, rebuilt = _report(part, asked.whole)
-    result = {"split": split, **figures}
+    result = {"split": split, "dropped": part.dropped, **figures}
     if asked.anneal:
         result["annealed"] = _annealed(part, asked.anneal)
     if recipe.data.grammar is not None:
         # What the best possible model reaches, in nats a sentence.
         result["corpus_entropy"] = grammar.entropy()
     if rebuilt:
-        result |= suite.of_reconstructions(rebuilt, part.units(part.references), tokens=str.split)
+        result |= suite.of_reconstructions(
+            rebuilt,
+            part.references,
+            tokens=part.tokens,
+            spaced=functools.partial(spaced, kind=part.kind),
+            tokenize=_bleu_tokenizer(part),
+        )
+        if asked.whole:
+            result["reconstructions"] = list(zip(part.references[:SHOWN], rebuilt))
     if asked.samples or asked.molecules:
         result |= _samples(part, asked)
     corpus: LanguageModel | None = None
@@ -111,14 +99,7 @@ def evaluate(vae: Any, split: str, *, recipe: Recipe, seed: int, asked: Asked, s
         result["language"], corpus = _language(part, asked, stage)
     if asked.paths:
         result["paths"] = _paths(part, asked.paths, corpus)
-    return {**result, **_representation(part, asked, stage)}
-
-
-def spaced(texts: list[str], kind: str) -> list[str]:
-    """Returns the texts with spaces between what counts as a word: characters, where the tokenizer has no words."""
-    if kind not in BY_CHARACTER:
-        return texts
-    return [" ".join(text.replace(" ", "\u2581")) for text in texts]
+    return {**result, **_representation(part, asked, stage), "settings": _settings(part)}
 
 
 def _check(vae: Any, asked: Asked) -> None:
@@ -132,6 +113,8 @@ def _check(vae: Any, asked: Asked) -> None:
         for name, (wanted, what) in lacking.items():
             if wanted:
                 raise UserError(f"{name}: the run is a language model (model.latent_dim: 0), which has {what}")
+    if asked.molecules:
+        require_rdkit()
     if asked.language and (asked.language < 2 or asked.language_steps < 1):
         raise UserError(
             f"language: got {asked.language} samples and {asked.language_steps} steps; a language model needs 2 "
@@ -144,26 +127,13 @@ def _check(vae: Any, asked: Asked) -> None:
             raise UserError(f"per_label: got {list(asked.per_label)}; at least one is needed, and each above 0")
 
 
-def _opened(vae: Any, split: str, recipe: Recipe, seed: int) -> _Part:
-    corpus = corpora.load(recipe.data)
-    encoded = encoding.encode(corpus, vae.tokenizer, recipe.data)
-    parts: dict[str, Any] = {str(name): rows for name, rows in encoded.parts.items()}
-    if split not in parts:
-        raise UserError(f"split: the corpus has no part {split!r}{suggest(split, parts)}")
-    store = TokenStore(parts[split])
-    if not len(store):
-        raise UserError(f"split: the part {split!r} has no sentence")
-    first = [store[row].tolist() for row in range(min(len(store), recipe.evaluation.bleu_sentences))]
-    return _Part(vae, recipe, seed, split, corpus, parts, store, vae.tokenizer.decode(first))
-
-
-def _report(part: _Part, whole: bool) -> tuple[dict[str, Any], list[str]]:
+def _report(part: Part, whole: bool) -> tuple[dict[str, Any], list[str]]:
     """The report's figures, and the reconstructions where there are some."""
     rebuilt: list[str] = []
 
     def reconstruct() -> list[str]:
-        rebuilt.extend(part.units(part.vae.reconstruct(part.references)))
-        return rebuilt
+        rebuilt.extend(part.vae.reconstruct(part.references))
+        return spaced(rebuilt, part.kind)
 
     settings = part.recipe.evaluation
     figures = report.evaluate(
@@ -172,62 +142,109 @@ def _report(part: _Part, whole: bool) -> tuple[dict[str, Any], list[str]]:
         iw_samples=settings.iw_samples,
         batch_tokens=settings.batch_tokens,
         generator=part.vae.generator(part.seed),
-        references=part.units(part.references),
+        references=spaced(part.references, part.kind),
         reconstruct=reconstruct,
         whole=whole,
         together=part.vae.together,
-        bleu_tokenize="none" if part.kind in ("word", *BY_CHARACTER) else "13a",
+        bleu_tokenize=_bleu_tokenizer(part),
     )
+    _add_units(figures, part)
     if whole:
         _add_whole(figures, part)
     return figures, rebuilt
 
 
-def _add_whole(result: dict[str, Any], part: _Part) -> None:
-    store, tokenizer = part.store, part.vae.tokenizer
-    order = np.concatenate([rows for rows, _ in evaluation_batches(store, tokenizer.pad_id)])
+def _bleu_tokenizer(part: Part) -> str:
+    return "none" if part.kind in ("word", *BY_CHARACTER) else "13a"
+
+
+def _add_units(result: dict[str, Any], part: Part) -> None:
+    """Figures that no tokenizer changes: of the corpus's own text, and None where the model cannot spell all of it."""
+    result["unknown_tokens"] = unknown = part.unknown_share()
+    words, characters = bounds.counts(part.own_texts)
+    for name in ("nll_elbo", "nll_iw"):
+        whole = result[name] is not None and not unknown
+        total = result[name] * len(part.store) if whole else 0.0
+        result[f"bits_per_character_{name[4:]}"] = bounds.bits_per_character(total, characters) if whole else None
+        perplexity = bounds.word_perplexity(total, words) if whole else math.inf
+        result[f"ppl_word_{name[4:]}"] = perplexity if math.isfinite(perplexity) else None
+
+
+def _add_whole(result: dict[str, Any], part: Part) -> None:
+    order = np.concatenate([rows for rows, _ in evaluation_batches(part.store, part.vae.tokenizer.pad_id)])
     back = np.argsort(order)
     # Batches stand in order of length; another run's tokenizer may sort otherwise.
     result["per_sentence"] = {name: [values[row] for row in back] for name, values in result["per_sentence"].items()}
-    texts = tokenizer.decode([store[row].tolist() for row in range(len(store))])
-    result["fingerprint"] = fingerprint(texts)
-    words, characters = bounds.counts(texts)
-    for name in ("nll_elbo", "nll_iw"):
-        if result[name] is not None:
-            total = result[name] * len(texts)
-            result[f"bits_per_character_{name[4:]}"] = bounds.bits_per_character(total, characters)
-            result[f"ppl_word_{name[4:]}"] = bounds.word_perplexity(total, words)
+    result["fingerprint"] = fingerprint(part.own_texts)
 
 
-def _annealed(part: _Part, count: int) -> dict[str, Any]:
-    """The bound's check on the same sentences, means over them, and how far the encoder is from its best."""
-    vae, seed = part.vae, part.seed
-    first = [part.store[row] for row in range(min(count, len(part.store)))]
-    batches = [vae.on_device(collate(first, vae.tokenizer.pad_id))]
-    checked = annealing.ais_nll(vae.model, batches, generator=vae.generator(seed))
-    samples = part.recipe.evaluation.iw_samples
-    weighted = bounds.iw_nll(vae.model, batches, samples=samples, generator=vae.generator(seed))
-    draws = vae.generator(seed)
-    refined = [annealing.refine(vae.model, batch, generator=draws) for batch in batches]
+def _settings(part: Part) -> dict[str, Any]:
+    """What these figures hang on beside the weights and the sentences."""
+    from textvae import __version__
+
+    vae, generation = part.vae, part.recipe.generation
+    fitted = getattr(vae.fitted_prior, "kind", None)
+    prior = f"fitted: {fitted}" if fitted else part.recipe.model.prior.kind if vae.latent_dim else None
     return {
-        "sentences": len(checked.nll),
-        "nll_ais": float(checked.nll.mean()),
-        "nll_iw": float(weighted.nll.mean()),
-        "acceptance": float(checked.acceptance.mean()),
-        "nll_refined": float(torch.cat([found.nll for found in refined]).mean()),
-        "amortisation_gap": float(torch.cat([found.gap for found in refined]).mean()),
+        "seed": part.seed,
+        "device": vae.device.type,
+        "textvae": __version__,
+        "torch": torch.__version__,
+        "prior": prior,
+        "samples_by": generation.model_dump(exclude_none=True),
+        "reconstructions_by": "greedy",
     }
 
 
-def _samples(part: _Part, asked: Asked) -> dict[str, Any]:
+def _annealed(part: Part, count: int) -> dict[str, Any]:
+    """The bound's check on the same sentences, means over them, and how far the encoder is from its best."""
+    vae, seed, settings = part.vae, part.seed, part.recipe.evaluation
+    first = ListStore([part.store[row].tolist() for row in range(min(count, len(part.store)))])
+    # An annealed chain keeps what its gradient needs: one sentence's samples at a time where they are long.
+    size = max(1, settings.batch_tokens // CHAINS)
+    batches = [vae.on_device(batch) for _, batch in evaluation_batches(first, vae.tokenizer.pad_id, batch_tokens=size)]
+    options: dict[str, Any] = {"batch_tokens": settings.batch_tokens, "generator": vae.generator(seed)}
+    checked = annealing.ais_nll(vae.model, batches, samples=CHAINS, temperatures=TEMPERATURES, **options)
+    options["generator"] = vae.generator(seed)
+    weighted = bounds.iw_nll(vae.model, batches, samples=settings.iw_samples, **options)
+    options["generator"] = vae.generator(seed)
+    refined = [annealing.refine(vae.model, batch, steps=REFINING_STEPS, **options) for batch in batches]
+    gap, gap_error, refined_nll = (
+        torch.cat([getattr(found, name) for found in refined]) for name in ("gap", "standard_error", "nll")
+    )
+    return {
+        "sentences": len(checked.nll),
+        "chains": CHAINS,
+        "temperatures": TEMPERATURES,
+        "nll_ais": float(checked.nll.mean()),
+        "nll_ais_standard_error": _error_of_mean(checked.standard_error),
+        "ais_ess": float(checked.effective_samples.mean()),
+        "acceptance": float(checked.acceptance.mean()),
+        "nll_iw": float(weighted.nll.mean()),
+        "nll_iw_standard_error": _error_of_mean(weighted.standard_error),
+        "iw_samples": settings.iw_samples,
+        "refining_steps": REFINING_STEPS,
+        "nll_refined": float(refined_nll.mean()),
+        "amortisation_gap": float(gap.mean()),
+        "amortisation_gap_standard_error": _error_of_mean(gap_error),
+    }
+
+
+def _error_of_mean(errors: torch.Tensor) -> float | None:
+    """Of sentences' errors, which are independent; None where one sample shows none."""
+    error = float(errors.square().sum().sqrt()) / len(errors)
+    return error if math.isfinite(error) else None
+
+
+def _samples(part: Part, asked: Asked) -> dict[str, Any]:
     drawn = part.vae.sample(asked.samples or 1000, seed=part.seed)
-    train = [row["text"] for row in itertools.islice(part.corpus.parts["train"], TRAIN_SENTENCES)]
-    compared = (part.units(texts) for texts in (drawn, train, part.references))
-    result = {"samples": suite.of_samples(*compared, tokens=str.split)}
+    train = part.texts("train", SEARCHED if part.corpus.streaming else None)
+    compared = (drawn, train, part.texts(part.split, REFERENCES))
+    result = {"samples": suite.of_samples(*compared, tokens=part.tokens, seed=part.seed)}
     return {**result, "molecules": molecule_figures(drawn, train)} if asked.molecules else result
 
 
-def _language(part: _Part, asked: Asked, stage: Stage) -> tuple[dict[str, Any], LanguageModel]:
+def _language(part: Part, asked: Asked, stage: Stage) -> tuple[dict[str, Any], LanguageModel]:
     # What is judged must not pick the parameters of its judge.
     picking = part.texts("validation", PICKING_SENTENCES) if part.split != "validation" else None
     return suite.of_language(
@@ -243,17 +260,17 @@ def _language(part: _Part, asked: Asked, stage: Stage) -> tuple[dict[str, Any], 
     )
 
 
-def _paths(part: _Part, count: int, corpus: LanguageModel | None) -> dict[str, Any]:
+def _paths(part: Part, count: int, corpus: LanguageModel | None) -> dict[str, Any]:
     references = [text for text in part.references if text.strip()]  # a stranger's tokenizer may read one as nothing
     ends = itertools.islice(itertools.pairwise(references), count)
     walks = [part.vae.interpolate(a, b, WALK) for a, b in ends]
-    figures = suite.of_paths([part.units(walk) for walk in walks], tokens=str.split)
+    figures = suite.of_paths(walks, tokens=part.tokens)
     return figures if corpus is None else {**figures, **suite.of_paths_perplexity(walks, corpus)}
 
 
-def _representation(part: _Part, asked: Asked, stage: Stage) -> dict[str, Any]:
+def _representation(part: Part, asked: Asked, stage: Stage) -> dict[str, Any]:
     def encode(texts: Sequence[str]) -> torch.Tensor:
-        latents: torch.Tensor = part.vae.encode([_as_in_the_corpus(text, part.recipe) for text in texts])
+        latents: torch.Tensor = part.vae.encode(texts)
         return latents
 
     result: dict[str, Any] = {}
@@ -265,8 +282,3 @@ def _representation(part: _Part, asked: Asked, stage: Stage) -> dict[str, Any]:
         first, second, scores = asked.pairs
         result["similarity"] = suite.of_pairs(encode(first), encode(second), scores)
     return result
-
-
-def _as_in_the_corpus(text: str, recipe: Recipe) -> str:
-    text = text.lower() if recipe.data.lowercase else text
-    return unicodedata.normalize(recipe.data.normalize, text) if recipe.data.normalize else text

@@ -7,7 +7,7 @@ import unicodedata
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from textvae.errors import CorpusError
 from textvae.recipe import PARTS, Data, Part
@@ -99,15 +99,16 @@ def quiet() -> Iterator[None]:
             datasets.enable_progress_bars()
 
 
-def _clean_text(text: str, lowercase: bool, normalize: Literal["NFC", "NFKC"] | None) -> str:
-    text = text.lower() if lowercase else text
-    return unicodedata.normalize(normalize, text) if normalize else text
+def cleaned(text: str, data: Data) -> str:
+    """Returns a text as the corpus's own are before they are tokenised: in small letters, normalised, or as it is."""
+    text = text.lower() if data.lowercase else text
+    return unicodedata.normalize(data.normalize, text) if data.normalize else text
 
 
 def _clean(raw: Raw, data: Data, part: Part) -> tuple[Any, dict[str, int]]:
     def clean(batch: dict[str, list[str | None]]) -> dict[str, list[str]]:
         kept = (text for text in batch["text"] if text is not None and text.strip())
-        return {"text": [_clean_text(text, data.lowercase, data.normalize) for text in kept]}
+        return {"text": [cleaned(text, data) for text in kept]}
 
     name = fingerprint_of(raw.identity, data.lowercase, data.normalize, CLEANING)
     rows = raw.rows.map(
@@ -133,7 +134,7 @@ def _clean_stream(raw: Raw, data: Data, part: Part) -> tuple[Any, dict[str, int]
         return False
 
     def clean(row: Mapping[str, str]) -> dict[str, str]:
-        return {"text": _clean_text(row["text"], data.lowercase, data.normalize)}
+        return {"text": cleaned(row["text"], data)}
 
     rows = raw.rows.filter(keep).map(clean, features=sentence_features())
     limit = (data.limit or {}).get(part)

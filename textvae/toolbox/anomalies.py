@@ -101,7 +101,7 @@ def token_nats(vae: TextVAE, text: str) -> list[tuple[str, float]]:
     The sum is -log p(x|z), the reconstruction's part of the -ELBO at the mean. A word that the vocabulary lacks stands
     as zebra(<unk>): the nats are those of <unk>.
     """
-    batch = vae.on_device(collate(vae.tokenizer.encode(given.texts([text])), vae.tokenizer.pad_id))
+    batch = vae.on_device(collate(vae.ids(given.texts([text])), vae.tokenizer.pad_id))
     ids = batch.tokens[0].tolist()
     words = [*pieces(vae.tokenizer, text, ids[1:-1]), "</s>"]
     found = []

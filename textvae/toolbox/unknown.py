@@ -16,10 +16,10 @@ def unknown_words(vae: TextVAE, texts: Sequence[str]) -> list[str]:
     A vocabulary of characters lacks a word where it lacks one of its characters; one of bytes lacks none.
     """
     tokenizer, found = vae.tokenizer, dict[str, None]()
-    for text, ids in zip(texts, tokenizer.encode(list(texts))):
+    for text, ids in zip(texts, vae.ids(texts)):
         if tokenizer.unk_id in ids:
             words = text.split()
-            found |= {word: None for word, own in zip(words, tokenizer.encode(words)) if tokenizer.unk_id in own}
+            found |= {word: None for word, own in zip(words, vae.ids(words)) if tokenizer.unk_id in own}
     return list(found)
 
 
