@@ -165,11 +165,15 @@ def side_by_side_table(rows: Sequence[Mapping[str, Any]], *, markdown: bool = Fa
     for row in rows:
         line = [str(row["figure"])]
         for place, (run, value) in enumerate(row["values"].items()):
-            mark = "" if not place else " ?" if row["beyond_noise"] is None else " *" * (run in row["beyond_noise"])
+            known = row["beyond_noise"]
+            mark = "" if not place else " ?" if known is None else " *" if run in known else "" if markdown else "  "
             shown = "-" if value is None else f"{value:,.4g}" if isinstance(value, float) else f"{value:,}"
             line.append(shown + mark)
         cells.append(line)
-    return _aligned(cells, markdown=markdown)
+    legend = "* beyond noise of the first run's; ? a figure whose noise is not known\n"
+    return (
+        _aligned(cells, markdown=markdown) + ("\n" if markdown else "") + legend.replace("*", "\\*" * markdown or "*")
+    )
 
 
 def table(rows: Sequence[Row], *, figure: str = "nll_iw", markdown: bool = False, level: float = 0.95) -> str:
