@@ -117,6 +117,11 @@ def parameters_of(model: nn.Module, target: nn.Module) -> dict[str, nn.Parameter
     return {**dict(model.named_parameters()), **{f"objective.{k}": v for k, v in target.named_parameters()}}
 
 
+def noises(settings: Settings) -> list[Tensor]:
+    """Draws of each step's own."""
+    return list(torch.randn(settings.steps, 1, 4, 3, generator=torch.Generator().manual_seed(6), dtype=torch.float64))
+
+
 def gradients(model, target, settings, *, batch=None, eps=None, share=1.0, **options) -> tuple[dict, object]:
     batch, eps = batch or collate(SENTENCES, 0), noise() if eps is None else eps
     parameters = parameters_of(model, target)
@@ -127,13 +132,13 @@ def gradients(model, target, settings, *, batch=None, eps=None, share=1.0, **opt
     return {name: p.grad.clone() for name, p in parameters.items() if p.grad is not None}, losses
 
 
-def unrolled(model, target, settings, *, batch=None, eps=None, exact=True) -> Tensor:
+def unrolled(model, target, settings, *, batch=None, eps=None, step_eps=None, exact=True) -> Tensor:
     """The loss at lambda_K, written out anew; with `exact` its graph goes through the steps."""
     batch, eps = batch or collate(SENTENCES, 0), noise() if eps is None else eps
     torch.manual_seed(SEED + 1)
     first = model.encode(batch).base_dist
 
-    def loss(mean, log_scale):
+    def loss(mean, log_scale, eps=eps):
         torch.manual_seed(SEED)
         q = diagonal_gaussian(mean, log_scale.exp())
         return target(model.describe(batch, q, mean + log_scale.exp() * eps), 10).total
@@ -142,8 +147,10 @@ def unrolled(model, target, settings, *, batch=None, eps=None, exact=True) -> Te
     if not exact:
         at = [part.detach().requires_grad_() for part in at]
     velocity = [torch.zeros_like(part) for part in at]
-    for _ in range(settings.steps):
-        slopes = torch.autograd.grad(loss(*at) * len(batch.lengths), at, create_graph=exact)
+    for k in range(settings.steps):
+        slopes = torch.autograd.grad(
+            loss(*at, *([step_eps[k]] if step_eps else [])) * len(batch.lengths), at, create_graph=exact
+        )
         norm = sum(slope.square().sum(-1, keepdim=True) for slope in slopes).sqrt()
         shorter = 1.0 if settings.clip is None else torch.where(norm > settings.clip, settings.clip / norm, 1.0)
         velocity = [settings.momentum * v - slope * shorter for v, slope in zip(velocity, slopes)]
@@ -151,9 +158,11 @@ def unrolled(model, target, settings, *, batch=None, eps=None, exact=True) -> Te
     return loss(*at)
 
 
-def exact_gradients(model, target, settings) -> dict[str, Tensor]:
+def exact_gradients(model, target, settings, step_eps=None) -> dict[str, Tensor]:
     parameters = parameters_of(model, target)
-    found = torch.autograd.grad(unrolled(model, target, settings), list(parameters.values()), allow_unused=True)
+    found = torch.autograd.grad(
+        unrolled(model, target, settings, step_eps=step_eps), list(parameters.values()), allow_unused=True
+    )
     return {name: gradient for name, gradient in zip(parameters, found) if gradient is not None}
 
 
@@ -175,6 +184,16 @@ CASES = {
     "a prior that shares the posterior's head": {"prior": "vamp"},
     "everything": {"dropout": 0.3, "shared": True, "settings": Settings(clip=1.5), "target": whole},
 }
+
+
+def test_each_step_may_have_draws_of_its_own():
+    settings, target = Settings(clip=1.5), whole()
+    wanted = exact_gradients(small_model(PlainOutput), target, settings, noises(settings))
+    found, losses = gradients(small_model(), target, settings, step_noise=noises(settings))
+    assert_close(found, wanted, rtol=1e-7)
+    expected = unrolled(small_model(), target, settings, step_eps=noises(settings), exact=False).detach()
+    torch.testing.assert_close(losses.total, expected)
+    assert float(losses.total) != float(gradients(small_model(), target, settings)[1].total)
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())

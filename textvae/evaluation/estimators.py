@@ -105,5 +105,6 @@ PLAIN = {
     "textvae",
     "torch",
     "prior",
+    "posterior",
     "reconstructions_by",
 }

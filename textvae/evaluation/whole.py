@@ -21,6 +21,7 @@ from textvae.evaluation.molecules import figures as molecule_figures
 from textvae.evaluation.molecules import require as require_rdkit
 from textvae.evaluation.part import BY_CHARACTER, Part, opened, spaced
 from textvae.evaluation.progress import Stage
+from textvae.evaluation.refined import Refining
 from textvae.evaluation.suite import SEARCHED
 from textvae.recipe import Recipe
 from textvae.text import grammar
@@ -75,8 +76,9 @@ def evaluate(vae: Any, split: str, *, recipe: Recipe, seed: int, asked: Asked, s
         raise UserError(f"paths: each goes from one sentence to another, and the part {split!r} has one alone")
     if asked.anneal:
         annealing.check(vae.model, vae.on_device(collate([part.store[0]], vae.tokenizer.pad_id)))
+    encoder = _semi_amortised(part)
     figures, rebuilt = _report(part, asked.whole)
-    result = {"split": split, "dropped": part.dropped, **figures}
+    result = {"split": split, "dropped": part.dropped, **figures, **encoder}
     if asked.anneal:
         result["annealed"] = _annealed(part, asked.anneal)
     if recipe.data.grammar is not None:
@@ -154,6 +156,19 @@ def _report(part: Part, whole: bool) -> tuple[dict[str, Any], list[str]]:
     return figures, rebuilt
 
 
+def _semi_amortised(part: Part) -> dict[str, Any]:
+    """Gives a semi-amortised run its refined posteriors from here on, and returns what its encoder's alone have."""
+    settings = part.vae.recipe.training.semi_amortized
+    if settings is None or not part.vae.latent_dim:
+        return {}
+    alone = report.quick(
+        part.vae.model, part.batches(), generator=part.vae.generator(part.seed), together=part.vae.together
+    )
+    part.vae.model = Refining(part.vae.model, settings, part.seed)
+    names = ("reconstruction", "kl", "nll_elbo", "ppl_elbo", "mutual_information", "active_units")
+    return {"encoder_alone": {name: alone[name] for name in names}}
+
+
 def _bleu_tokenizer(part: Part) -> str:
     return "none" if part.kind in ("word", *BY_CHARACTER) else "13a"
 
@@ -184,6 +199,7 @@ def _settings(part: Part) -> dict[str, Any]:
 
     vae, generation = part.vae, part.recipe.generation
     fitted = getattr(vae.fitted_prior, "kind", None)
+    posterior = "refined by the recipe's own steps" if isinstance(vae.model, Refining) else "the encoder's"
     prior = f"fitted: {fitted}" if fitted else part.recipe.model.prior.kind if vae.latent_dim else None
     return {
         "seed": part.seed,
@@ -191,6 +207,7 @@ def _settings(part: Part) -> dict[str, Any]:
         "textvae": __version__,
         "torch": torch.__version__,
         "prior": prior,
+        "posterior": posterior if vae.latent_dim else None,
         "samples_by": generation.model_dump(exclude_none=True),
         "reconstructions_by": "greedy",
     }

@@ -18,44 +18,18 @@ import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from textvae.distributed import mean_over_processes
-from textvae.errors import UserError
-from textvae.evaluation.latents import gaussian_parameters
-from textvae.latent.divergences import shown
+from textvae.evaluation.refined import Settings, clipped, parameters_of, refine
 from textvae.latent.posteriors import diagonal_gaussian
 from textvae.model import SequenceVAE
 from textvae.objective import Objective
 from textvae.seeds import seed_all
 from textvae.types import Batch, Losses
-
-
-class Settings(Protocol):
-    """How posteriors are refined."""
-
-    @property
-    def steps(self) -> int:
-        """K, gradient steps on each sentence's lambda."""
-        ...
-
-    @property
-    def lr(self) -> float:
-        """Their rate: of a sentence's own loss, whatever the batch."""
-        ...
-
-    @property
-    def momentum(self) -> float:
-        """Share of the last move that goes on, 0 to 1."""
-        ...
-
-    @property
-    def clip(self) -> float | None:
-        """The norm of a sentence's gradient at most, over mean and log scale together; None for any."""
-        ...
 
 
 def backward(
@@ -71,6 +45,7 @@ def backward(
     seed: int,
     autocast: Callable[[], AbstractContextManager[Any]] = contextlib.nullcontext,
     term_seed: int | None = None,
+    step_noise: Sequence[Tensor] | None = None,
 ) -> Losses:
     """Adds to .grad the gradients of scale * objective(output at lambda_K, step, share), through the refinement too.
 
@@ -90,7 +65,7 @@ def backward(
         model: with a diagonal Gaussian posterior; not wrapped.
         objective: no critics and no controllers, whose state each pass would move.
         batch: B sentences.
-        noise: (S, B, D) standard normal draws, the same in all passes: z = mean + scale * noise.
+        noise: (S, B, D) standard normal draws of the pass at lambda_K: z = mean + scale * noise.
         step: the optimiser step, which the schedules of weights ask for.
         share: see `Objective.forward`; of the loss at lambda_K alone.
         settings: K, rate, momentum and clip of the refinement.
@@ -100,6 +75,9 @@ def backward(
         autocast: makes the context of the encoder's pass, the refinement and the loss at lambda_K. Differences are
             taken without, for bf16 has fewer digits than cancel.
         term_seed: of the objective's own draws in every pass, the same on all processes; None goes on from `seed`.
+        step_noise: K draws like `noise`, one for each step; `noise` for all where absent. A posterior that is refined
+            on the draw it is then judged by fits that draw: its bound looks better than it is, and the decoder learns
+            from that.
 
     Returns:
         The losses at lambda_K, nats a sequence, detached.
@@ -120,14 +98,16 @@ def backward(
     with torch.enable_grad(), _same_dropout(model):
         seed_all(seed + 1)
         with autocast():
-            start = _parameters_of(model.encode(batch))  # (B, 2D), with its graph
+            start = parameters_of(model.encode(batch))  # (B, 2D), with its graph
         loss = _Loss(model, objective, batch, noise.to(start), step, seed, term_seed, autocast)
-        path, refined = _refine(loss, start.detach(), settings)
+        steps = [replace(loss, noise=noise.to(start)) for noise in step_noise or [noise] * settings.steps]
+        path, refined = refine(lambda at, k: steps[k].gradients(at)[0], start.detach(), settings)
         losses = loss(refined.requires_grad_(), share)
         gradient, *direct = torch.autograd.grad(scale * losses.total, [refined, *parameters], allow_unused=True)
         _add(parameters, direct)
         with _full_precision(start.device):
-            gradient = _back(replace(loss, autocast=contextlib.nullcontext), path, gradient, parameters, settings)
+            exact = [replace(one, autocast=contextlib.nullcontext) for one in steps]
+            gradient = _back(exact, path, gradient, parameters, settings)
         if start.requires_grad:
             _add(parameters, torch.autograd.grad(start, parameters, gradient, allow_unused=True))
     return losses._replace(total=losses.total.detach())
@@ -166,37 +146,19 @@ class _Loss:
         return by_lambda, list[Tensor | None](others)
 
 
-def _parameters_of(posterior: Any) -> Tensor:
-    """lambda (B, 2D): mean beside log scale."""
-    found = gaussian_parameters(posterior)
-    if found is None:
-        raise UserError(
-            "training.semi_amortized refines mean and scale of a diagonal Gaussian; the posterior is "
-            f"{shown(posterior)}. Use model.posterior.kind: gaussian"
-        )
-    return torch.cat([found[0], found[1].log()], dim=-1)
-
-
-def _refine(loss: _Loss, at: Tensor, settings: Settings) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
-    """Returns each step's lambda and gradient, not clipped, (B, 2D) each, and lambda_K."""
-    path, velocity = [], torch.zeros_like(at)
-    for _ in range(settings.steps):
-        gradient, _ = loss.gradients(at)
-        path.append((at, gradient))
-        velocity = settings.momentum * velocity - _clipped(gradient, settings.clip)
-        at = at + settings.lr * velocity
-    return path, at
-
-
 def _back(
-    loss: _Loss, path: list[tuple[Tensor, Tensor]], gradient: Tensor, parameters: list[nn.Parameter], settings: Settings
+    steps: Sequence[_Loss],
+    path: list[tuple[Tensor, Tensor]],
+    gradient: Tensor,
+    parameters: list[nn.Parameter],
+    settings: Settings,
 ) -> Tensor:
     """Takes dL/dlambda_K, (B, 2D), back through the steps to dL/dlambda_0; adds what parameters did to the steps."""
     of_velocity = torch.zeros_like(gradient)
-    for at, raw in reversed(path):
+    for loss, (at, raw) in zip(reversed(steps), reversed(path)):
         of_velocity = of_velocity + settings.lr * gradient
         raw = raw.detach().requires_grad_()
-        (direction,) = torch.autograd.grad(_clipped(raw, settings.clip), raw, -of_velocity)
+        (direction,) = torch.autograd.grad(clipped(raw, settings.clip), raw, -of_velocity)
         change, others = _second_derivatives(loss, at, direction, parameters)
         _add(parameters, others)
         gradient = gradient + change
@@ -226,14 +188,6 @@ def _second_derivatives(
         for high, low in zip(others_above, others_below)
     ]
     return (above - below) / (2 * reach), others
-
-
-def _clipped(gradient: Tensor, limit: float | None) -> Tensor:
-    """(B, 2D): each row shortened to a norm of `limit` at most."""
-    if limit is None:
-        return gradient
-    norm: Tensor = gradient.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(gradient.dtype).tiny)
-    return gradient * (limit / norm).clamp_max(1.0)
 
 
 def _add(parameters: list[nn.Parameter], gradients: Sequence[Tensor | None]) -> None:

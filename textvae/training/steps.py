@@ -101,7 +101,9 @@ def _backward(experiment: Experiment, recipe: Recipe, accelerator: Accelerator, 
     model, objective = experiment.model, experiment.objective
     # Randomness is a function of seed, step and process: nothing to save, and a resumed run draws the same.
     samples = recipe.training.samples
-    noise = torch.randn(samples, step.sentences, recipe.model.latent_dim, generator=generator(recipe.seed, *key))
+    refining = recipe.training.semi_amortized.steps if recipe.training.semi_amortized is not None else 0
+    shape = (samples * (1 + refining), step.sentences, recipe.model.latent_dim)
+    noise = torch.randn(shape, generator=generator(recipe.seed, *key))
     seed_all(mix(recipe.seed, *key, accelerator.process_index))
     losses: Losses
     figures: list[Tensor] = []
@@ -113,7 +115,7 @@ def _backward(experiment: Experiment, recipe: Recipe, accelerator: Accelerator, 
                 experiment.unwrapped,
                 objective,
                 batch,
-                drawn,
+                drawn[:samples],
                 key[0],
                 piece.share,
                 recipe.training.semi_amortized,
@@ -121,6 +123,7 @@ def _backward(experiment: Experiment, recipe: Recipe, accelerator: Accelerator, 
                 seed=mix(recipe.seed, *key, accelerator.process_index, i),
                 term_seed=mix(recipe.seed, *key, i, 7),
                 autocast=accelerator.autocast,
+                step_noise=drawn[samples:].split(samples),
             )
             figures.append(losses.figures)
             continue
