@@ -23,6 +23,15 @@ def test_a_training_case_agrees_and_steps_on_both_sides(monkeypatch, optimizer, 
     assert ours.units > 0
 
 
+def test_bfloat16_trains_on_both_sides(monkeypatch):
+    monkeypatch.setattr(cases, "sentences", toy_sentences)
+    case = cases.training(TOY, 4, 8, Options(quick=True, precision="bf16"))
+    assert case.textbook is not None
+    assert case.machine is not None
+    assert case.ours()() == case.textbook()()
+    assert case.machine().rates().total > 0
+
+
 def test_both_sides_estimate_the_same_likelihood(monkeypatch):
     monkeypatch.setattr(cases, "SMALL", TOY)
     monkeypatch.setattr(cases, "sentences", toy_sentences)

@@ -11,7 +11,7 @@ import sys
 import torch
 
 from tests.benchmarks.case import Case, Done, Options
-from tests.benchmarks.cases import CASES
+from tests.benchmarks.cases import CASES, OF_A_GPU
 from tests.benchmarks.limit import Operations, timed
 from tests.benchmarks.models import RATE
 from tests.benchmarks.peak import peak
@@ -25,19 +25,24 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5, help="interleaved runs of each side (5)")
     parser.add_argument("--quick", action="store_true", help="smaller work, for a look")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--precision", choices=["fp32", "tf32", "bf16"], default="fp32", help="of training, both sides")
     parser.add_argument("--optimizer", choices=list(RATE), default="sgd", help="of the training cases, on both sides")
     parser.add_argument("--side", choices=["ours", "textbook"], help=argparse.SUPPRESS)  # a memory case's child
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
-    chosen = Options(torch.device(options.device), options.optimizer, options.quick)
+    # Both ways a GPU multiplies float32: by cuBLAS and by cuDNN, whose default is TF32.
+    torch.set_float32_matmul_precision("high" if options.precision == "tf32" else "highest")
+    torch.backends.cudnn.allow_tf32 = options.precision == "tf32"
+    chosen = Options(torch.device(options.device), options.optimizer, options.quick, options.precision)
     if options.side:
-        print(json.dumps(_memory_of_one(CASES[options.only[0]](chosen), options.side)))
+        print(json.dumps(_memory_of_one(CASES[options.only[0]](chosen), options.side, chosen.device)))
         return
     if not options.json:
         print(f"torch {torch.__version__}, {options.threads} threads, {options.device}, {options.repeats} repeats")
         print(f"{'case':<16}{'per second':>22}{'textbook':>12}{'ratio':>8}{'of limit':>10}{'peak MiB':>10}  agreement")
-    for name in options.only or list(CASES):
+    every = [name for name in CASES if chosen.device.type == "cuda" or name not in OF_A_GPU]
+    for name in options.only or every:
         row = measure(name, CASES[name](chosen), options)
         print(json.dumps(row) if options.json else _line(row), flush=True)
 
@@ -86,17 +91,17 @@ def _child(name: str, side: str, options: argparse.Namespace) -> float | None:
     """Peak memory of one run in a process of its own, MiB above an idle one with the same imports."""
     command = [sys.executable, "-m", "tests.benchmarks", "--only", name, "--side", side]
     command += ["--threads", str(options.threads), "--device", options.device, "--optimizer", options.optimizer]
-    command += ["--quick"] * options.quick
+    command += ["--precision", options.precision] + ["--quick"] * options.quick
     printed = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
     return json.loads(printed)
 
 
-def _memory_of_one(case: Case, side: str) -> float:
+def _memory_of_one(case: Case, side: str, device: torch.device) -> float:
     before = peak()
     make = case.ours if side == "ours" else case.textbook
     assert make is not None
     make()()
-    return peak() - before
+    return torch.cuda.max_memory_allocated(device) / 2**20 if device.type == "cuda" else peak() - before
 
 
 def _line(row: dict[str, object]) -> str:

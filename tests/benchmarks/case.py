@@ -15,6 +15,12 @@ class Options(NamedTuple):
     device: torch.device = torch.device("cpu")
     optimizer: str = "sgd"
     quick: bool = False
+    precision: str = "fp32"  # of training and of the limit's products: fp32, tf32 or bf16
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What products are of."""
+        return torch.bfloat16 if self.precision == "bf16" else torch.float32
 
 
 class Done(NamedTuple):

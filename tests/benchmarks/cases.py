@@ -29,30 +29,32 @@ def training(sizes: Sizes, batch_size: int, steps: int, options: Options, *, mem
     done = Done(tokens, tokens)
 
     def ours() -> Run:
-        step = our_trainer(sizes, options.optimizer, options.device)
+        step = our_trainer(sizes, options.optimizer, options.device, precision=options.precision)
         return after(lambda: [step(rows) for rows in batches], done)
 
     def theirs() -> Run:
-        step, padded = textbook_trainer(sizes, options.optimizer, options.device), [collate(b, PAD) for b in batches]
+        step = textbook_trainer(sizes, options.optimizer, options.device, options.precision)
+        padded = [collate(b, PAD) for b in batches]
         return after(lambda: [step(batch) for batch in padded], done)
 
     return Case(
         "tokens",
         ours,
         theirs,
-        None if memory_only else lambda: same_loss(sizes, batches[len(batches) // 2][:8]),
+        None if memory_only else lambda: same_loss(sizes, batches[len(batches) // 2][:8], options.device),
         limit.training(sizes),
-        lambda: limit.Machine(sizes, tokens // steps, batch_size, options.device),
+        lambda: limit.Machine(sizes, tokens // steps, batch_size, options.device, options.dtype),
         memory_only,
     )
 
 
-def same_loss(sizes: Sizes, rows: list[list[int]]) -> str:
+def same_loss(sizes: Sizes, rows: list[list[int]], device: torch.device) -> str:
     """Checks that both models compute the same -ELBO and the same gradients, with the same weights."""
     reference, model = textbook_model(sizes), our_model(sizes)
     copy_weights(reference, model)
-    batch = collate(rows, PAD)
-    noise = torch.randn(len(rows), sizes.latent)
+    reference, model = reference.to(device), model.to(device)
+    batch = Batch(*(tensor.to(device) for tensor in collate(rows, PAD)))
+    noise = torch.randn(len(rows), sizes.latent, device=device)
     expected = reference.loss(batch, noise)
     output = model(batch, noise=noise[None])
     kl = torch.distributions.kl_divergence(output.posterior, output.prior)
@@ -154,6 +156,8 @@ def encoding(options: Options) -> Case:
     return Case("tokens", ours, theirs, check, limit.encoding(SMALL), lambda: limit.Machine(SMALL, 20_000, 900, device))
 
 
+# Work of a GPU's size; on the CPU only where it is asked for by name.
+OF_A_GPU = ("train-1024-b512", "sample-100k")
 CASES: dict[str, Callable[[Options], Case]] = {
     "train-256-b32": lambda options: training(SMALL, 32, 12, options),
     "train-256-b256": lambda options: training(SMALL, 256, 4, options),
@@ -169,5 +173,7 @@ CASES: dict[str, Callable[[Options], Case]] = {
     "load": loading.loading,
     "start-help": loading.start_help,
     "start-train": loading.start_training,
+    "train-1024-b512": lambda options: training(LARGE, 512, 4, options),
+    "sample-100k": lambda options: generation("sample", options, 100_000),
     "memory-50k": lambda options: training(HUGE, 256, 1, options, memory_only=True),
 }

@@ -65,9 +65,13 @@ class Machine:
         tokens: real tokens worked on at once (rows of the input and output products).
         rows: sentences worked on at once (rows of the products of a step).
         device: cpu or cuda.
+        dtype: of the products.
     """
 
-    def __init__(self, sizes: Sizes, tokens: int, rows: int, device: torch.device) -> None:
+    def __init__(
+        self, sizes: Sizes, tokens: int, rows: int, device: torch.device, dtype: torch.dtype = torch.float32
+    ) -> None:
+        self.options = {"device": device, "dtype": dtype}
         self.device = device
         self.shapes = {
             "at_once": (tokens, sizes.embedding, 4 * sizes.hidden),
@@ -82,8 +86,8 @@ class Machine:
     def _rate(self, rows: int, inner: int, columns: int) -> float:
         # At most 2**24 results, so that it is the product that is measured and not the memory behind it.
         rows = max(1, min(rows, 2**24 // columns))
-        a, b = torch.randn(rows, inner, device=self.device), torch.randn(inner, columns, device=self.device)
-        out = torch.empty(rows, columns, device=self.device)
+        a, b = torch.randn(rows, inner, **self.options), torch.randn(inner, columns, **self.options)
+        out = torch.empty(rows, columns, **self.options)
 
         def product() -> None:
             torch.mm(a, b, out=out)

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from torch import nn
 
 from tests.benchmarks.sizes import BOS, EOS, PAD, UNK, Sizes
@@ -96,11 +97,16 @@ def our_name(name: str) -> str:
 
 
 def our_trainer(
-    sizes: Sizes, optimizer: str, device: torch.device, output: dict[str, Any] | None = None
+    sizes: Sizes,
+    optimizer: str,
+    device: torch.device,
+    output: dict[str, Any] | None = None,
+    precision: str = "fp32",
 ) -> Callable[[list[list[int]]], None]:
     """Returns a function from sentences to one step of the loop's own: loss, gradients, clipping, optimiser."""
     recipe = recipe_of(sizes, optimizer, output=output)
-    accelerator = Accelerator(cpu=device.type == "cpu")
+    AcceleratorState._reset_state()  # the first one's precision would be every later one's
+    accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision="bf16" if precision == "bf16" else "no")
     model, horizon = our_model(sizes, output), Horizon(1_000, 100_000)
     objective = build.build_objective(recipe, horizon)
     unprepared = OPTIMIZERS.build(recipe.training.optimizer.as_dict(), list(model.parameters()), path="optimizer")
@@ -137,7 +143,9 @@ def our_trainer(
     return step
 
 
-def textbook_trainer(sizes: Sizes, optimizer: str, device: torch.device) -> Callable[[Batch], None]:
+def textbook_trainer(
+    sizes: Sizes, optimizer: str, device: torch.device, precision: str = "fp32"
+) -> Callable[[Batch], None]:
     """Returns a function from a batch to one step as most repositories write it."""
     model = textbook_model(sizes).to(device).train()
     kinds = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
@@ -146,7 +154,8 @@ def textbook_trainer(sizes: Sizes, optimizer: str, device: torch.device) -> Call
     def step(batch: Batch) -> None:
         batch = Batch(*(tensor.to(device) for tensor in batch))
         taken.zero_grad()
-        loss = model.loss(batch, torch.randn(len(batch.lengths), sizes.latent, device=device))
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+            loss = model.loss(batch, torch.randn(len(batch.lengths), sizes.latent, device=device))
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), CLIP)
         taken.step()

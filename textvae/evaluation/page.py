@@ -21,7 +21,7 @@ LISTS = ("kl_by_dimension", "marginal_kl_by_dimension", "perplexity_along")
 # Endings of keys that say something of the figure before them.
 NOTES = ("standard_error", "spread", "interval", "ceiling", "expected", "floor", "reference", "estimator")
 STYLE = """
-:root{color-scheme:light}body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;
+:root{color-scheme:light}body{font:16px/1.5 system-ui,sans-serif;max-width:72rem;margin:2rem auto;padding:0 1rem;
 color:#1c1e21;background:#fff}h1{font-size:1.6rem}h2{font-size:1.2rem;margin-top:2.2rem}
 table{border-collapse:collapse;width:100%;font-size:.9rem}th,td{text-align:left;vertical-align:top;padding:.3rem .6rem;
 border-bottom:1px solid #ddd}td.n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}
