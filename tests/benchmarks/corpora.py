@@ -3,8 +3,8 @@
     python -m tests.benchmarks.corpora flickr30k --data DATA --out runs/flickr30k
     python -m tests.benchmarks.corpora flickr30k --table runs/flickr30k/results.jsonl
 
-DATA/flickr30k holds train.txt.gz, valid.txt.gz and test.txt.gz; the family is recipes/flickr30k-*.yaml. One row a
-recipe and seed is appended to OUT/results.jsonl; what has a row is not run again, a training that was cut off goes on.
+DATA/flickr30k holds train.txt.gz, valid.txt.gz and test.txt.gz; the family is recipes/flickr30k-*.yaml. (Without a train
+part valid is trained on, but for the twentieth that is kept for validation.) One row a recipe and seed is appended to OUT/results.jsonl; what has a row is not run again, a training that was cut off goes on.
 Each run uses one thread and bf16.
 """
 
@@ -48,9 +48,8 @@ def run_one(name: str, seed: int, out: Path, *, family: str, data: Path, samples
     from textvae.training import train
 
     folder = out / f"{name}-{seed}"
-    files = ", ".join(f"{part}: {data / family / file}.txt.gz" for part, file in FILES.items())
     overrides = [
-        f"data.files={{{files}}}",
+        f"data.files={{{_files(data / family)}}}",
         "data.column=text",
         f"data.limit={{test: {TESTED}}}",
         f"evaluation.iw_samples={samples}",
@@ -71,6 +70,13 @@ def run_one(name: str, seed: int, out: Path, *, family: str, data: Path, samples
         "minutes": last["elapsed_s"] / 60,
         SECONDS: last["elapsed_s"] / max(last["epoch"], 1),
     }
+
+
+def _files(folder: Path) -> str:
+    paths = {part: folder / f"{file}.txt.gz" for part, file in FILES.items()}
+    if not paths["train"].is_file():
+        paths["train"] = paths.pop("validation")
+    return ", ".join(f"{part}: {path}" for part, path in paths.items())
 
 
 def main() -> None:
