@@ -162,6 +162,24 @@ def test_gradient_of_the_whole_loss_equals_finite_differences(cell):
         assert float((gradient * direction).sum()) == pytest.approx(numeric, rel=1e-4, abs=1e-6)
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("samples", [1, 3])
+def test_what_a_gpu_computes_in_another_order_is_the_same(monkeypatch, samples, smoothing):
+    """The forms that never look at the device's results, on the CPU: all positions scored, one plain cross entropy."""
+    model, batch = small_model().train(), collate(SENTENCES, 0)
+    model.output.label_smoothing = smoothing
+    found = []
+    for ahead in (False, True):
+        for module in ("textvae.model", "textvae.nets.output"):
+            monkeypatch.setattr(f"{module}.runs_ahead", lambda tensor, ahead=ahead: ahead)
+        log_p = model(batch, samples=samples, noise=noise(samples)).log_likelihood
+        found.append([log_p, *torch.autograd.grad(log_p.sum(), list(model.parameters()), allow_unused=True)])
+    for one, other in zip(*found):
+        assert (one is None) == (other is None)
+        if one is not None:
+            torch.testing.assert_close(one, other)
+
+
 def test_word_dropout_touches_inputs_only_in_training_and_spares_the_first():
     dropout = WordDropout(0.5, 3)
     tokens = torch.full((200, 50), 7)

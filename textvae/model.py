@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from textvae.nets.recurrence import traced
+from textvae.nets.recurrence import runs_ahead, traced
 from textvae.types import Batch, VAEOutput
 
 State = tuple[Tensor, ...]
@@ -94,7 +94,7 @@ class SequenceVAE(nn.Module):
         hidden, _ = self.decoder(embedded, flat, self.decoder.start(flat))  # (S*B, T, H)
         mask = batch.mask.expand(samples, -1, -1).flatten(0, 1)  # (S*B, T)
         targets = batch.targets.expand(samples, -1, -1).flatten(0, 1)  # (S*B, T)
-        if hidden.is_cuda:
+        if runs_ahead(hidden):
             # Choosing the real tokens would wait for the device; lengths in a batch are near equal.
             per_token = self.output(hidden.flatten(0, 1), targets.flatten()).view(mask.shape)
             per_token = per_token.masked_fill(~mask, 0.0)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from textvae.nets.recurrence import traced
+from textvae.nets.recurrence import runs_ahead, traced
 from textvae.registry import Registry
 
 # Logits made at once; 2**23 floats are 32 MiB. Larger pieces gain nothing, smaller ones pay for each
@@ -66,9 +66,10 @@ class SoftmaxOutput(nn.Module):
         smoothing = self.label_smoothing if self.training else 0.0
         asked = any(tensor is not None and tensor.requires_grad for tensor in (hidden, self.weight, self.bias))
         if asked and torch.is_grad_enabled():
-            if hidden.is_cuda:
+            if runs_ahead(hidden):
                 # The fused form asks for a value in its backward pass, which would stop the device.
-                logits = F.linear(hidden, self.weight, self.bias).float()
+                logits = F.linear(hidden, self.weight, self.bias)
+                logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
                 return -F.cross_entropy(logits, targets, reduction="none", label_smoothing=smoothing)
             result: Tensor = _LogProbability.apply(  # type: ignore[no-untyped-call]
                 hidden, self.weight, self.bias, targets, piece, smoothing

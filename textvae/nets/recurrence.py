@@ -34,6 +34,11 @@ def traced() -> bool:
     return bool(torch.jit.is_tracing()) or torch.compiler.is_compiling()  # type: ignore[attr-defined, no-untyped-call]
 
 
+def runs_ahead(tensor: Tensor) -> bool:
+    """Returns whether a tensor is made by a device that the program runs ahead of: a look at it would stop both."""
+    return tensor.is_cuda
+
+
 def layer_of(rnn: nn.Module, number: int) -> Layer:
     """Returns the weights of a layer of an nn.LSTM or nn.GRU, so scaled that one sigmoid serves all of its gates.
 
