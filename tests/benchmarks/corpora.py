@@ -3,9 +3,10 @@
     python -m tests.benchmarks.corpora flickr30k --data DATA --out runs/flickr30k
     python -m tests.benchmarks.corpora flickr30k --table runs/flickr30k/results.jsonl
 
-DATA/flickr30k holds train.txt.gz, valid.txt.gz and test.txt.gz; the family is recipes/flickr30k-*.yaml. (Without a train
-part valid is trained on, but for the twentieth that is kept for validation.) One row a recipe and seed is appended to
-OUT/results.jsonl; what has a row is not run again, a training that was cut off goes on. Each run uses one thread and bf16.
+DATA/flickr30k holds train.txt.gz, valid.txt.gz and test.txt.gz; the family is recipes/flickr30k-*.yaml. (Without a
+train part valid is trained on, but for the twentieth that is kept for validation.) One row a recipe and seed is
+appended to OUT/results.jsonl; what has a row is not run again, a training that was cut off goes on. Each run uses one
+thread and bf16.
 """
 
 from __future__ import annotations
