@@ -59,7 +59,7 @@ def of_samples(
 
     Args:
         drawn: the samples.
-        train_texts: the whole training part, for novelty and memorisation.
+        train_texts: the training part, for novelty and memorisation.
         references: real sentences that no training has seen, whose unigrams and lengths are compared.
         tokens: text -> its tokens.
         seed: of the choice of training sentences.

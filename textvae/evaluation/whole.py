@@ -28,6 +28,7 @@ from textvae.text import grammar
 from textvae.text.batching import ListStore, collate, evaluation_batches
 
 TRAIN_SENTENCES = 100_000  # of the training part that a language model learns
+KNOWN = 1_000_000  # training sentences at most that samples may be copies of; a result says how many there were
 REFERENCES = 10_000  # sentences of the part that samples' words and lengths are held against
 SHOWN = 50  # reconstructions that are kept
 CHAINS, TEMPERATURES, REFINING_STEPS = 8, 100, 200  # of the check by annealing, and of refined posteriors
@@ -255,7 +256,7 @@ def _error_of_mean(errors: torch.Tensor) -> float | None:
 
 def _samples(part: Part, asked: Asked) -> dict[str, Any]:
     drawn = part.vae.sample(asked.samples or 1000, seed=part.seed)
-    train = part.texts("train", SEARCHED if part.corpus.streaming else None)
+    train = part.texts("train", SEARCHED if part.corpus.streaming else KNOWN)
     compared = (drawn, train, part.texts(part.split, REFERENCES))
     result = {"samples": suite.of_samples(*compared, tokens=part.tokens, seed=part.seed)}
     return {**result, "molecules": molecule_figures(drawn, train)} if asked.molecules else result
