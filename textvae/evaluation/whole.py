@@ -102,7 +102,17 @@ def evaluate(vae: Any, split: str, *, recipe: Recipe, seed: int, asked: Asked, s
         result["language"], corpus = _language(part, asked, stage)
     if asked.paths:
         result["paths"] = _paths(part, asked.paths, corpus)
-    return {**result, **_representation(part, asked, stage), "settings": _settings(part)}
+    whole: dict[str, Any] = _finite({**result, **_representation(part, asked, stage), "settings": _settings(part)})
+    return whole
+
+
+def _finite(value: Any) -> Any:
+    """None for a number that no float64 holds (an untrained model's perplexity): JSON has no infinity."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and math.isinf(value) else value
 
 
 def _check(vae: Any, asked: Asked) -> None:
