@@ -209,7 +209,7 @@ def test_a_sentence_that_was_edited_is_walked_from_before_the_slider_shows_it(pa
     page.locator("#walk-last textarea").fill(B)
     page.locator("#walk-go").click()
     wait_for(page, "walk-here", former[5][1])
-    assert says(page, "walk-of") == f"{A}\n{B}"
+    wait_for(page, "walk-of", f"{A}\n{B}")
     page.locator("#walk-first textarea").fill("the old friends visited the museum .")
     assert says(page, "walk-of") == f"{A}\n{B}"  # of which the path still is
     slide(page, "walk-place", 0.1)
