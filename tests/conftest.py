@@ -85,6 +85,12 @@ def values(corpus_files: dict[str, str]) -> dict:
     }
 
 
+def tiny_model(**changes: object) -> dict:
+    """The model section of a run that is there in a second and knows nothing."""
+    sizes = {"embedding_dim": 8, "encoder": {"hidden_dim": 8}, "decoder": {"hidden_dim": 8}}
+    return {"latent_dim": 4, **sizes, **changes}
+
+
 def train_on_grammar(folder: Path, steps: int = 500) -> Path:
     """A small run on the built-in corpus that uses its latents; returns its folder."""
     from textvae.recipe import Recipe

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import sentences
+from conftest import sentences, tiny_model
 
 import textvae
 from textvae.cli import main
@@ -27,13 +27,7 @@ def run_of(folder, parts: dict[str, list[str]], **model: Any):
         (folder / f"{part}.txt").write_text("".join(f"{text}\n" for text in texts))
     values = {
         "data": {"files": files},
-        "model": {
-            "latent_dim": 4,
-            "embedding_dim": 8,
-            "encoder": {"hidden_dim": 8},
-            "decoder": {"hidden_dim": 8},
-            **model,
-        },
+        "model": tiny_model(**model),
         "objective": {"kl": None if model.get("latent_dim") == 0 else {"kind": "kl"}},
         "training": {"batch_size": 16, "max_steps": 4, "evaluate_every": 4, "threads": 1},
         "evaluation": {"iw_samples": 5},

@@ -7,7 +7,7 @@ import math
 from typing import Any
 
 import pytest
-from conftest import sentences
+from conftest import sentences, tiny_model
 from sacrebleu.metrics.chrf import CHRF
 
 import textvae
@@ -28,12 +28,7 @@ def run_of(folder, tokenizer: dict[str, Any], *, latent_dim: int = 4, **data: An
     values = {
         "data": {"files": {part: str(folder / f"{part}.txt") for part in parts}, **data},
         "tokenizer": tokenizer,
-        "model": {
-            "latent_dim": latent_dim,
-            "embedding_dim": 8,
-            "encoder": {"hidden_dim": 8},
-            "decoder": {"hidden_dim": 8},
-        },
+        "model": tiny_model(latent_dim=latent_dim),
         "objective": {"kl": {"kind": "kl"} if latent_dim else None},
         "training": {"batch_size": 16, "max_steps": 4, "evaluate_every": 4, "threads": 1},
         "evaluation": {"iw_samples": 3},
@@ -228,6 +223,13 @@ def test_all_figures_stand_side_by_side_and_a_shift_beyond_noise_is_marked(resul
     assert rows["kl"]["beyond_noise"] == ["b"]
     assert rows["nll_iw"]["beyond_noise"] == []
     assert rows["bleu"]["beyond_noise"] is None
+    fewer = {
+        row["figure"]: row for row in compare.side_by_side({"a": results["word"], "b": {**worse, "iw_samples": 5}})
+    }
+    assert fewer["nll_iw"]["beyond_noise"] is None  # of other samples: no test tells
+    assert fewer["kl"]["beyond_noise"] == ["b"]
+    odd = compare.side_by_side({"a": results["word"], "b": {**worse, "chrf": "many"}})
+    assert next(row for row in odd if row["figure"] == "chrf")["values"]["b"] is None
     text = compare.side_by_side_table(list(rows.values()))
     assert next(line for line in text.splitlines() if line.startswith("kl ")).endswith("*")
     table = compare.table(compare.compare({"a": [1.0, 2.0], "b": [2.0, 2.5]}), figure="kl")

@@ -146,14 +146,24 @@ def side_by_side(
     names = [name for name, value in first.items() if type(value) in (int, float) and name not in COUNTS]
     rows: list[dict[str, Any]] = []
     for name in names:
-        values = {run: result.get(name) for run, result in saved.items()}
-        columns = {run: result["per_sentence"].get(name) for run, result in saved.items()}
-        beyond = None
-        if all(columns.values()) and len(saved) > 1:
-            found = compare(columns, level=level, generator=generator)
-            beyond = [row.name for row in found if row.beyond_noise]
-        rows.append({"figure": name, "values": values, "beyond_noise": beyond})
+        found = {run: result.get(name) for run, result in saved.items()}
+        values = {run: value if isinstance(value, (int, float)) else None for run, value in found.items()}
+        rows.append({"figure": name, "values": values, "beyond_noise": _beyond_noise(saved, name, level, generator)})
     return rows
+
+
+def _beyond_noise(
+    saved: Mapping[str, Mapping[str, Any]], figure: str, level: float, generator: torch.Generator | None
+) -> list[str] | None:
+    """The runs whose mean differs from the first's beyond noise; None where nothing says so of this figure."""
+    columns = {run: result["per_sentence"].get(figure) for run, result in saved.items()}
+    if not all(columns.values()) or len(saved) < 2:
+        return None
+    try:
+        same_measure(saved, figure)
+    except UserError:  # by other words or samples: no noise explains the difference, and no run is the better for it
+        return None
+    return [row.name for row in compare(columns, level=level, generator=generator) if row.beyond_noise]
 
 
 def side_by_side_table(rows: Sequence[Mapping[str, Any]], *, markdown: bool = False) -> str:
@@ -240,5 +250,8 @@ def _checked(results: Mapping[str, Sequence[float] | Tensor], fingerprints: Mapp
     marks = {name: fingerprints[name] for name in results if name in fingerprints} if fingerprints else {}
     if len(set(marks.values())) > 1:
         listed = ", ".join(f"{name} {mark}" for name, mark in marks.items())
-        raise UserError(f"the runs were evaluated on different sentences (fingerprints: {listed})")
+        raise UserError(
+            f"the runs were evaluated on different sentences (fingerprints: {listed}): other files, another "
+            "data.limit, or a data.max_length that cuts, which each tokenizer counts in its own tokens"
+        )
     return torch.stack(list(columns.values()), 1)

@@ -26,7 +26,7 @@ color:#1c1e21;background:#fff}h1{font-size:1.6rem}h2{font-size:1.2rem;margin-top
 table{border-collapse:collapse;width:100%;font-size:.9rem}th,td{text-align:left;vertical-align:top;padding:.3rem .6rem;
 border-bottom:1px solid #ddd}td.n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}
 td.e{color:#555}.scroll{overflow-x:auto}img{max-width:100%;height:auto;display:block;margin:.5rem 0}
-.text{white-space:pre-wrap;overflow-wrap:anywhere}.empty{color:#777;font-style:italic}
+.text{white-space:pre-wrap;overflow-wrap:anywhere;min-width:20rem}.empty{color:#777;font-style:italic}
 """
 
 
@@ -242,7 +242,9 @@ def _pictures(
     histograms = {name: values for name, values in histograms.items() if values and name != "tokens"}
     if histograms:
         alt = "Histograms over sentences: " + ", ".join(histograms)
-        found.append(("Sentence by sentence", alt, lambda figure: _histograms(figure, histograms)))
+        found.append(
+            ("Sentence by sentence (the line is the mean)", alt, lambda figure: _histograms(figure, histograms))
+        )
     if len(along := _finite(_of(result, "perplexity_along"))) > 1:
         alt = f"Perplexity at {len(along)} places of the paths: {', '.join(map(_number, along))}"
         found.append(("Perplexity along the paths", alt, lambda figure: _along(figure, along)))
@@ -301,4 +303,4 @@ def _histograms(figure: Any, columns: Mapping[str, list[float]]) -> None:
     for axis, (name, values) in zip(axes, columns.items()):
         axis.hist(values, bins=min(40, max(5, round(math.sqrt(len(values))))), color="#3b6ea5")
         axis.axvline(sum(values) / len(values), color="#c0392b", linewidth=1)
-        axis.set(title=f"{name} (line: mean)", xlabel="nats a sequence", ylabel="sentences")
+        axis.set(title=name, xlabel="nats a sequence", ylabel="sentences")
