@@ -272,15 +272,15 @@ class TextVAE(HubMixin):
 
         Args:
             split: train, validation or test.
-            recipe: gives the corpus and the evaluation's settings; the run's own where absent.
+            recipe: gives the corpus, and the settings of evaluation and decoding; the run's own where absent.
             seed: of all draws.
             samples: adds `samples`, figures of so many samples beside the corpus (`evaluation.suite.of_samples`).
             paths: adds `paths`, figures of so many interpolations of 7 steps between sentences of the part.
             molecules: adds `molecules`, figures of the samples as SMILES (`evaluation.molecules.figures`).
             anneal: adds `annealed`, of so many sentences: the NLL by annealed importance sampling beside the
                 importance-weighted one, and the amortisation gap (nats a sequence); Gaussian posteriors only.
-            whole: adds `aggregate`, how the aggregate posterior lies to the prior and the parts of the KL; bits a
-                character and perplexity a word; and `per_sentence`, in the corpus's order.
+            whole: adds `aggregate`, how the aggregate posterior lies to the prior and the parts of the KL; the first
+                `reconstructions`; `per_sentence`, in the corpus's order; and its `fingerprint`.
             language: adds `language`, forward and reverse perplexity of so many samples beside what real text gets
                 (`evaluation.suite.of_language`), and of paths the perplexity along them. Three language models are
                 trained for it.
@@ -294,8 +294,8 @@ class TextVAE(HubMixin):
             progress: says on standard error how far a long piece of work is.
 
         Returns:
-            `textvae.evaluation.report.evaluate`'s figures; chrf, edit_distance and by_length of the
-            reconstructions; on the built-in corpus corpus_entropy (nats a sentence); and what was asked for.
+            `textvae.evaluation.report.evaluate`'s figures; chrf, edit_distance and by_length of reconstructions; bits a
+            character and perplexity a word, with unknown_tokens, dropped and settings; what was asked for.
 
         Raises:
             UserError: the corpus has no such part, or cannot be read.
