@@ -125,6 +125,35 @@ def test_a_second_training_into_the_same_folder_is_refused(tmp_path):
         pass
 
 
+def test_a_training_that_wrote_nothing_leaves_no_folder(tmp_path):
+    def training(folder, wrote):
+        with folders.locked(folder):
+            if wrote:
+                (folder / "recipe.yaml").write_text("name: run")
+            raise ValueError("a broken corpus")
+
+    for folder, wrote in ((tmp_path / "new", False), (tmp_path / "begun", True)):
+        with pytest.raises(ValueError, match="a broken corpus"):
+            training(folder, wrote)
+        assert folder.exists() is wrote
+    (tmp_path / "mine").mkdir()
+    with folders.locked(tmp_path / "mine"):
+        pass
+    assert (tmp_path / "mine").is_dir()
+
+
+def test_a_lock_that_was_taken_away_holds_nothing(tmp_path, monkeypatch):
+    import fcntl
+
+    def late(file, flags):
+        (tmp_path / "run" / ".lock").unlink()  # by the training that held it, in the meantime
+        (tmp_path / "run" / ".lock").touch()
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with pytest.raises(TrainingError, match="another training"), folders.locked(tmp_path / "run"):
+        pass
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 def test_a_folder_that_cannot_be_written_is_said(tmp_path):
     tmp_path.chmod(0o500)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +21,7 @@ LARGEST_STEP = 10**12
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Holds a run folder for one training.
+    """Holds a run folder for one training. One that wrote nothing takes the folder that it made away again.
 
     Raises:
         CheckpointError: see `check_own`.
@@ -28,6 +29,7 @@ def locked(folder: Path) -> Iterator[None]:
     """
     import fcntl
 
+    made = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         check_own(folder)
@@ -37,9 +39,18 @@ def locked(folder: Path) -> Iterator[None]:
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise TrainingError(f"{folder}: another training is writing into it; take another --out") from error
-        yield
+            held = os.path.samestat(os.fstat(file.fileno()), (folder / LOCK).stat())  # not one just taken away
+        except OSError:
+            held = False
+        if not held:
+            raise TrainingError(f"{folder}: another training is writing into it; take another --out")
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                if made and [entry.name for entry in folder.iterdir()] == [LOCK]:
+                    (folder / LOCK).unlink()
+                    folder.rmdir()
 
 
 def check_own(folder: Path) -> None:

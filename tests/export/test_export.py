@@ -12,7 +12,7 @@ from torch import nn
 import textvae
 from textvae import build
 from textvae.errors import CheckpointError, MissingExtraError, UserError
-from textvae.export import export, graphs, load, onnx_format
+from textvae.export import export, graphs, load, onnx_format, torch_format
 from textvae.recipe import Recipe
 from textvae.text import tokenizers
 
@@ -224,6 +224,38 @@ def test_a_folder_holds_one_format(pair, tmp_path):
     (place / "export.json").write_text("{")
     with pytest.raises(CheckpointError, match=r"export\.json: is damaged"):
         export(vae, place, format="torch")
+
+
+def test_an_export_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
+    vae, place = made(PLAIN, GRU), tmp_path / "mine"
+    place.mkdir()
+
+    def breaks(model, tokenizer, folder):
+        (folder / "encoder.pt2").write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    written = {"encoder.pt2": b"whole", "tokenizer.json": b"of another tokenizer"}
+    monkeypatch.setattr(torch_format, "write", breaks)
+    for target in (tmp_path / "new", place):
+        with pytest.raises(OSError, match="No space"):
+            export(vae, target, format="torch")
+    assert not (tmp_path / "new").exists()
+    assert list(place.iterdir()) == []
+    for name, content in written.items():
+        (place / name).write_bytes(content)
+    (place / "export.json").write_text('{"format": "torch", "latent_dim": 1}')
+    before = {path.name: path.read_bytes() for path in place.iterdir()}
+    with pytest.raises(OSError, match="No space"):
+        export(vae, place, format="torch")
+    assert {path.name: path.read_bytes() for path in place.iterdir()} == before
+
+    # One that was killed is gone over; what the new export has not does not stay.
+    (place / ".export.part").mkdir()
+    monkeypatch.setattr(torch_format, "write", lambda model, tokenizer, folder: None)
+    monkeypatch.setattr("textvae.hub.tokenizer.save_for_transformers", lambda tokenizer, folder: False)
+    export(vae, place, format="torch")
+    assert not {"tokenizer.json", ".export.part"} & {path.name for path in place.iterdir()}
+    assert json.loads((place / "export.json").read_text())["latent_dim"] == vae.latent_dim
 
 
 def test_an_export_is_told_from_a_run(pair):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from textvae.export.runtime import ExportedVAE
 
 FORMATS = ("onnx", "torch", "int8")
+TRANSFORMERS = ("tokenizer.json", "tokenizer_config.json")
+PART = ".export.part"  # what is being written, until it is whole
 
 
 def export(vae: TextVAE, folder: str | Path, *, format: str = "onnx", traced: Mapping[str, Any] | None = None) -> Path:
@@ -46,24 +49,33 @@ def export(vae: TextVAE, folder: str | Path, *, format: str = "onnx", traced: Ma
     from textvae.hub.tokenizer import save_for_transformers
 
     place = Path(folder)
-    if place.exists() and not (place / DESCRIPTION).is_file() and (not place.is_dir() or any(place.iterdir())):
+    if place.exists() and not (place / DESCRIPTION).is_file() and (not place.is_dir() or _others(place)):
         raise UserError(f"{place}: exists and is no export; name a new folder")
     if (place / DESCRIPTION).is_file() and (there := _described(place)[0]) != format:
         # Files of both would lie side by side, and which are the export's only the last would say.
         raise UserError(f"{place}: holds an export of the format {there}; name another folder for {format}")
     if format != "torch":
         onnx_format.require()
-    place.mkdir(parents=True, exist_ok=True)
-    (place / DESCRIPTION).unlink(missing_ok=True)  # until all is there, this is no export
-    if format == "torch":
-        torch_format.write(vae.model, vae.tokenizer, place)
-    else:
-        found = onnx_format.traced(vae.model, vae.tokenizer) if traced is None else traced
-        onnx_format.write(found, vae.tokenizer, vae.recipe.generation, place, int8=format == "int8")
-    vae.tokenizer.save(str(place / checkpoint.TOKENIZER))
-    save_for_transformers(vae.tokenizer, place)
-    checkpoint.write_text(place / checkpoint.RECIPE, recipe_file.dump(vae.recipe))
-    checkpoint.write_text(place / DESCRIPTION, json.dumps(_description(vae, format), indent=2) + "\n")
+    made = not place.exists()
+    part = place / PART
+    try:
+        if part.exists():  # of an export that was killed
+            shutil.rmtree(part)
+        part.mkdir(parents=True)
+        if format == "torch":
+            torch_format.write(vae.model, vae.tokenizer, part)
+        else:
+            found = onnx_format.traced(vae.model, vae.tokenizer) if traced is None else traced
+            onnx_format.write(found, vae.tokenizer, vae.recipe.generation, part, int8=format == "int8")
+        vae.tokenizer.save(str(part / checkpoint.TOKENIZER))
+        save_for_transformers(vae.tokenizer, part)
+        checkpoint.write_text(part / checkpoint.RECIPE, recipe_file.dump(vae.recipe))
+        checkpoint.write_text(part / DESCRIPTION, json.dumps(_description(vae, format), indent=2) + "\n")
+        _move(part, place)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+        if made and place.is_dir() and not any(place.iterdir()):
+            place.rmdir()
     return place
 
 
@@ -93,6 +105,21 @@ def load(folder: str | Path, *, threads: int | None = None, trust_code: bool = F
     tokenizer = tokenizers.load(saved, kind=recipe.tokenizer.kind, trust_code=trust_code)
     graphs: Any = runtime.TorchGraphs(place) if format == "torch" else runtime.OnnxGraphs(place, threads=threads)
     return runtime.ExportedVAE(runtime.ExportedModel(graphs, latent_dim), tokenizer, recipe)
+
+
+def _others(place: Path) -> bool:
+    return any(entry.name != PART for entry in place.iterdir())
+
+
+def _move(part: Path, place: Path) -> None:
+    """Puts what was written in the place of an earlier export: whole, or, where that is cut off, no export at all."""
+    for name in (DESCRIPTION, *TRANSFORMERS):  # not every tokenizer has the latter
+        (place / name).unlink(missing_ok=True)
+    for entry in sorted(part.iterdir(), key=lambda entry: entry.name == DESCRIPTION):
+        old = place / entry.name
+        if old.is_dir() and not old.is_symlink():
+            shutil.rmtree(old)
+        entry.replace(old)
 
 
 def _described(place: Path) -> tuple[str, int]:
