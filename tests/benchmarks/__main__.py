@@ -13,8 +13,8 @@ import torch
 from tests.benchmarks.case import Case, Done, Options
 from tests.benchmarks.cases import CASES, OF_A_GPU
 from tests.benchmarks.limit import Operations, timed
-from tests.benchmarks.models import RATE
 from tests.benchmarks.peak import peak
+from tests.benchmarks.textbook_training import RATE
 
 
 def main() -> None:

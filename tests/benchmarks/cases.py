@@ -11,8 +11,9 @@ from torch import Tensor
 from tests.benchmarks import limit, loading, textbook
 from tests.benchmarks.case import Case, Done, Options, Run, after
 from tests.benchmarks.generating import generation, interpolation
-from tests.benchmarks.models import copy_weights, our_model, our_name, our_trainer, textbook_model, textbook_trainer
+from tests.benchmarks.models import copy_weights, our_model, our_name, our_trainer
 from tests.benchmarks.sizes import LARGE, PAD, SMALL, Sizes, sentences, training_batches
+from tests.benchmarks.textbook_training import textbook_model, textbook_trainer
 from textvae.evaluation.bounds import iw_nll
 from textvae.text.batching import ListStore, collate, evaluation_batches
 from textvae.types import Batch

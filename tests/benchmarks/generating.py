@@ -10,8 +10,9 @@ from torch import Tensor
 
 from tests.benchmarks import limit, textbook
 from tests.benchmarks.case import Case, Done, Options, Run
-from tests.benchmarks.models import copy_weights, our_model, talkative, textbook_model
+from tests.benchmarks.models import copy_weights, our_model, talkative
 from tests.benchmarks.sizes import BOS, EOS, PAD, SMALL, UNK
+from tests.benchmarks.textbook_training import textbook_model
 from textvae.generation.latent import path
 from textvae.generation.search import generate
 from textvae.recipe import Generation

@@ -8,19 +8,18 @@ import sys
 import tempfile
 from pathlib import Path
 
-import torch
-
 from tests.benchmarks import textbook
 from tests.benchmarks.case import Case, Done, Options, Run, after
 from tests.benchmarks.models import recipe_of
 from tests.benchmarks.sizes import SMALL, lines
+from tests.benchmarks.textbook_training import BATCH, rows
 from textvae.recipe_file import dump
 from textvae.text import corpora, encoding, tokenizers
 from textvae.text.batching import Batches, TokenStore
 from textvae.training.setup import learned_from
 from textvae.types import Tokenizer
 
-BATCH, VALIDATION = 32, 10
+VALIDATION = 10
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -58,11 +57,6 @@ class _Corpus:
         return Batches(store, tokenizer.pad_id, batch_size=BATCH)
 
 
-def _textbook_rows(path: Path) -> torch.utils.data.DataLoader:
-    texts = path.read_text(encoding="utf-8").splitlines()
-    return textbook.loader(texts, textbook.vocabulary_of(texts), BATCH)
-
-
 def tokenising(options: Options) -> Case:
     """From a text file to ids, the vocabulary made on the way."""
     corpus = _Corpus(options)
@@ -78,7 +72,7 @@ def tokenising(options: Options) -> Case:
         return after(corpus.encoded, corpus.done)
 
     def theirs() -> Run:
-        return after(lambda: _textbook_rows(corpus.train), corpus.done)
+        return after(lambda: rows(corpus.train), corpus.done)
 
     return Case("tokens", ours, theirs, check)
 
@@ -92,11 +86,11 @@ def loading(options: Options) -> Case:
         return after(lambda: sum(1 for _ in batches.epoch(0)), corpus.done)
 
     def theirs() -> Run:
-        rows = _textbook_rows(corpus.train)
-        return after(lambda: sum(1 for _ in rows), corpus.done)
+        batches = rows(corpus.train)
+        return after(lambda: sum(1 for _ in batches), corpus.done)
 
     def check() -> str:
-        other = sum(int(batch.lengths.sum()) for batch in _textbook_rows(corpus.train))
+        other = sum(int(batch.lengths.sum()) for batch in rows(corpus.train))
         mine = sum(int(piece.batch.lengths.sum()) for step in corpus.batches().epoch(0) for piece in step.pieces)
         if not mine == other == corpus.tokens:
             raise AssertionError(f"{mine} and {other} tokens of {corpus.tokens}")
@@ -112,7 +106,11 @@ def start_help(options: Options) -> Case:
 
 def start_training(options: Options) -> Case:
     """A training of one step, from the shell: corpus, vocabulary and model made, a checkpoint written."""
-    return _start(["textvae", "train", "recipe.yaml", "--out", "run", "--quiet"], ["tests.benchmarks.loading"], options)
+    return _start(
+        ["textvae", "train", "recipe.yaml", "--out", "run", "--quiet"],
+        ["tests.benchmarks.textbook_training", "train.txt"],
+        options,
+    )
 
 
 def _start(mine: list[str], other: list[str] | None, options: Options | None = None) -> Case:
@@ -138,16 +136,3 @@ def _output(arguments: list[str], folder: Path) -> str:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_DATASETS_CACHE": str(folder / "cache")}
     command = [sys.executable, "-m", *arguments]
     return subprocess.run(command, check=True, capture_output=True, text=True, cwd=folder, env=environment).stdout
-
-
-def _first_step() -> None:
-    """The textbook's: the corpus of this folder read, a model built, one step taken."""
-    from tests.benchmarks.models import textbook_trainer
-
-    batches = _textbook_rows(Path("train.txt"))
-    step = textbook_trainer(SMALL, "sgd", torch.device("cpu"))
-    step(next(iter(batches)))
-
-
-if __name__ == "__main__":
-    _first_step()

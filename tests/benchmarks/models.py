@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from torch import nn
 
 from tests.benchmarks.sizes import BOS, EOS, PAD, UNK, Sizes
 from tests.benchmarks.textbook import Textbook
+from tests.benchmarks.textbook_training import CLIP, RATE
 from textvae import build
 from textvae.model import SequenceVAE
 from textvae.optimizers import OPTIMIZERS
@@ -23,10 +23,7 @@ from textvae.text.batching import Step, make_step
 from textvae.training.setup import Experiment
 from textvae.training.steps import Position, take_step
 from textvae.training.telemetry import Telemetry
-from textvae.types import Batch
 
-CLIP = 5.0
-RATE = {"sgd": 1.0, "adam": 1e-3, "adamw": 1e-3}
 SHARPNESS, END_SLOPE, END_BIAS = 40.0, 60.0, -24.0
 
 
@@ -75,11 +72,6 @@ def our_model(sizes: Sizes, output: dict[str, Any] | None = None) -> SequenceVAE
     torch.manual_seed(0)
     recipe = recipe_of(sizes, "sgd", output=output)
     return build.build_model(recipe, Ids(sizes.vocabulary))  # type: ignore[arg-type]
-
-
-def textbook_model(sizes: Sizes) -> Textbook:
-    torch.manual_seed(0)
-    return Textbook(sizes)
 
 
 @torch.no_grad()
@@ -139,27 +131,6 @@ def our_trainer(
         work: Step = make_step(sentences, PAD, 0, 1, 1)
         if not take_step(experiment, recipe, accelerator, work, position, telemetry, lambda: False).taken:
             raise SystemExit("benchmarks: a step had no finite gradient")
-
-    return step
-
-
-def textbook_trainer(
-    sizes: Sizes, optimizer: str, device: torch.device, precision: str = "fp32"
-) -> Callable[[Batch], None]:
-    """Returns a function from a batch to one step as most repositories write it."""
-    model = textbook_model(sizes).to(device).train()
-    kinds = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
-    taken = kinds[optimizer](model.parameters(), lr=RATE[optimizer])
-
-    def step(batch: Batch) -> None:
-        batch = Batch(*(tensor.to(device) for tensor in batch))
-        taken.zero_grad()
-        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-            loss = model.loss(batch, torch.randn(len(batch.lengths), sizes.latent, device=device))
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), CLIP)
-        taken.step()
-        loss.item()  # for the progress bar
 
     return step
 
