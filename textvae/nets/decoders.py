@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Literal, cast
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from textvae.nets.dropout import of_inputs, read_with_dropped_weights
 from textvae.nets.encoders import CELLS
 from textvae.nets.recurrence import layer_of, read
 from textvae.registry import Registry
@@ -34,6 +35,10 @@ class RecurrentDecoder(nn.Module):
         input_dropout: on the embedded input words (z is never dropped).
         layer_dropout: between layers.
         output_dropout: on the hidden states that the output layer reads.
+        shared_dropout: input and output dropout, and that between layers where z joins there, take one mask for all
+            steps of a sentence (variational dropout, Gal 2016, arXiv 1512.05287), not one for each.
+        recurrent_dropout: on the weights from one step's state to the next, one mask a batch (DropConnect, Merity
+            2018, arXiv 1708.02182).
         z_scale: z is multiplied by it on its way in. What the decoder can compute stays the same; the weights that read
             z learn more slowly, by the scale's square under SGD and by the scale under Adam. As long as z says
             nothing it is noise, which the other weights have to learn to bear.
@@ -54,17 +59,19 @@ class RecurrentDecoder(nn.Module):
         input_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0,
         layer_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0,
         output_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0,
+        shared_dropout: bool = False,
+        recurrent_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0,
         z_scale: Annotated[float, Field(gt=0)] = 1.0,
     ) -> None:
         super().__init__()
-        self.z_scale = z_scale
+        self.z_scale, self.recurrent_dropout = z_scale, recurrent_dropout
         self.cell, self.hidden_dim, self.layers = cell, hidden_dim, layers
         self.z_to_layers = latent_dim > 0 and "layers" in z_to
         self.z_to_input = latent_dim > 0 and ("input" in z_to or self.z_to_layers)
         self.z_to_output = nn.Linear(latent_dim, hidden_dim, bias=False) if latent_dim and "output" in z_to else None
         self.z_to_state = nn.Linear(latent_dim, layers * hidden_dim) if latent_dim and "state" in z_to else None
-        self.input_dropout = nn.Dropout(input_dropout)
-        self.output_dropout = nn.Dropout(output_dropout)
+        self.input_dropout = of_inputs(input_dropout, shared=shared_dropout)
+        self.output_dropout = of_inputs(output_dropout, shared=shared_dropout)
         width = input_dim + (latent_dim if self.z_to_input else 0)
         # z joins between the layers only where they are separate; the first is then the whole of a smaller stack.
         fused = 1 if self.z_to_layers else layers
@@ -73,7 +80,7 @@ class RecurrentDecoder(nn.Module):
         self.upper = nn.ModuleList(
             CELLS[cell](hidden_dim + latent_dim, hidden_dim, batch_first=True) for _ in range(layers - fused)
         )
-        self.layer_dropout = nn.Dropout(layer_dropout)
+        self.layer_dropout = of_inputs(layer_dropout, shared=shared_dropout)
 
     def start(self, z: Tensor) -> State:
         """Returns the state before the first word, each tensor (layers, B, H), for z (B, D)."""
@@ -108,7 +115,7 @@ class RecurrentDecoder(nn.Module):
         hidden, after = self._read(self.rnn, inputs, tuple(part[: self.rnn.num_layers] for part in state))
         for i, layer in enumerate(self.upper, start=1):
             inputs = _join(self.layer_dropout(hidden), z)
-            hidden, above = self._read(layer, inputs, tuple(part[i : i + 1] for part in state))
+            hidden, above = self._read(cast(nn.RNNBase, layer), inputs, tuple(part[i : i + 1] for part in state))
             after = tuple(torch.cat(parts) for parts in zip(after, above))
         if self.z_to_output is not None:
             hidden = hidden + self.z_to_output(z)[:, None]
@@ -146,8 +153,10 @@ class RecurrentDecoder(nn.Module):
     def _scaled(self, z: Tensor) -> Tensor:
         return z if self.z_scale == 1.0 else z * self.z_scale
 
-    def _read(self, rnn: nn.Module, inputs: Tensor, state: State) -> tuple[Tensor, State]:
+    def _read(self, rnn: nn.RNNBase, inputs: Tensor, state: State) -> tuple[Tensor, State]:
         state = tuple(part.contiguous() for part in state)
+        if self.training and self.recurrent_dropout:
+            return read_with_dropped_weights(rnn, inputs, state, self.recurrent_dropout)
         hidden, after = rnn(inputs, state[0] if self.cell == "gru" else state)
         return hidden, (after,) if self.cell == "gru" else after
 
