@@ -45,6 +45,22 @@ def test_internal_diversity_is_that_of_rdkits_own_pairs(monkeypatch):
     assert molecules.internal_diversity(SMILES, at_most=2) == pytest.approx(0, abs=1e-6)
 
 
+def test_the_nearest_of_a_reference_is_that_of_rdkits_own_similarities(monkeypatch):
+    from rdkit import Chem, DataStructs
+    from rdkit.Chem import rdFingerprintGenerator
+
+    generator = rdFingerprintGenerator.GetMorganGenerator(radius=2, fpSize=1024)
+    ours, theirs = (
+        [generator.GetFingerprint(Chem.MolFromSmiles(text)) for text in side] for side in (SMILES[:5], TRAIN[:4])
+    )
+    nearest = [max(DataStructs.BulkTanimotoSimilarity(one, theirs)) for one in ours]
+    monkeypatch.setattr(molecules, "ROWS", 2)
+    assert nearest[3] == 1  # toluene, in two spellings
+    assert molecules.nearest_similarity(SMILES, TRAIN) == pytest.approx(sum(nearest) / 5, abs=1e-6)
+    assert molecules.nearest_similarity(SMILES, SMILES) == pytest.approx(1)
+    assert molecules.nearest_similarity(SMILES, TRAIN, at_most=1) < 0.5
+
+
 def test_properties_of_ethanol_and_distances_by_scipy():
     found = molecules.properties(["CCO", "??"], ["CCO", "OCC"])
     assert found["weight"].mean == pytest.approx(46.07, abs=0.01)  # 2 x 12.011 + 6 x 1.008 + 15.999
@@ -66,6 +82,14 @@ def test_all_figures_are_those_of_the_single_functions_and_none_without_a_molecu
         SMILES, TRAIN
     )
     assert found["qed_wasserstein"] == molecules.properties(SMILES, TRAIN)["qed"].wasserstein
+    assert found["nearest_similarity"] == molecules.nearest_similarity(SMILES, TRAIN)
+    # Beside a test set: novelty is of the training set as before, all that is held against others of the test set.
+    beside = molecules.figures(SMILES, TRAIN, SMILES)
+    assert [beside[key] for key in ("scaffolds_shared", "scaffold_similarity", "nearest_similarity")] == pytest.approx(
+        [1, 1, 1]
+    )
+    assert beside["novelty"] == found["novelty"]
+    assert beside["weight_wasserstein"] == 0
     none = molecules.figures(["((", ""], TRAIN)
     assert none.keys() == found.keys()
     assert none.pop("validity") == 0
@@ -99,6 +123,8 @@ def test_what_has_no_figure_is_refused():
         lambda: molecules.scaffolds(TRAIN, invalid),
         lambda: molecules.properties(invalid, TRAIN),
         lambda: molecules.figures(SMILES, invalid),
+        lambda: molecules.figures(SMILES, TRAIN, invalid),
+        lambda: molecules.nearest_similarity(SMILES, invalid),
     ):
         with pytest.raises(UserError, match="none of the 2 SMILES is valid"):
             call()
@@ -106,6 +132,8 @@ def test_what_has_no_figure_is_refused():
         molecules.validity([])
     with pytest.raises(UserError, match="at_most: got 0"):
         molecules.internal_diversity(SMILES, at_most=0)
+    with pytest.raises(UserError, match="at_most: got 0"):
+        molecules.nearest_similarity(SMILES, TRAIN, at_most=0)
 
 
 def test_without_rdkit_the_extra_is_named(monkeypatch):

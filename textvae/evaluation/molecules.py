@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -126,15 +126,31 @@ def internal_diversity(smiles: Smiles, *, at_most: int = 5_000) -> float:
     """
     if at_most < 1:
         raise UserError(f"at_most: got {at_most}; at least 1 is needed")
-    prints = _fingerprints(_read(smiles).valid("internal diversity")[:at_most])  # (N, BITS) float32
-    sizes = prints.sum(1)
-    total = 0.0
-    for begin in range(0, len(prints), ROWS):
-        shared = prints[begin : begin + ROWS] @ prints.T
-        union = sizes[begin : begin + ROWS, None] + sizes - shared
-        # A molecule without a bit equals another such one.
-        total += float(np.divide(shared, union, out=np.ones_like(shared), where=union > 0).sum(dtype=np.float64))
+    prints = _fingerprints(_read(smiles).valid("internal diversity")[:at_most])
+    total = sum(float(rows.sum(dtype=np.float64)) for rows in _tanimoto(prints, prints))
     return 1 - total / len(prints) ** 2
+
+
+def nearest_similarity(smiles: Smiles, reference: Smiles, *, at_most: int = 5_000) -> float:
+    """Returns how like a molecule of the reference the valid ones are, 0 to 1: the mean of max_j Tanimoto(i, j).
+
+    Morgan fingerprints of radius 2 and 1,024 bits (SNN in MOSES). It grows with the reference.
+
+    Args:
+        smiles: the samples.
+        reference: what they are compared with.
+        at_most: the first so many valid ones of either.
+
+    Raises:
+        UserError: no valid molecule on one side, or at_most below 1.
+
+    References:
+        Polykovskiy 2020 (MOSES), arXiv 1811.12823.
+    """
+    if at_most < 1:
+        raise UserError(f"at_most: got {at_most}; at least 1 is needed")
+    ours, theirs = (_fingerprints(_read(side).valid("nearest similarity")[:at_most]) for side in (smiles, reference))
+    return float(np.concatenate([rows.max(1) for rows in _tanimoto(ours, theirs)]).mean(dtype=np.float64))
 
 
 def scaffolds(smiles: Smiles, reference: Smiles) -> Scaffolds:
@@ -173,33 +189,51 @@ def properties(smiles: Smiles, reference: Smiles) -> dict[str, Property]:
     }
 
 
-def figures(smiles: Smiles, train: Smiles, *, at_most: int = 5_000) -> dict[str, float | None]:
-    """Returns every figure of samples beside the training set, each text read once.
+def figures(
+    smiles: Smiles, train: Smiles, reference: Smiles | None = None, *, at_most: int = 5_000
+) -> dict[str, float | None]:
+    """Returns every figure of samples beside the training set and a reference, each text read once.
 
     Args:
         smiles: the samples.
-        train: the training set, or a part of it (novelty and scaffolds then count what the part has).
-        at_most: molecules compared pair by pair for internal_diversity.
+        train: the training set, or a part of it: novelty counts what it has.
+        reference: what scaffolds, similarity and properties are held against (MOSES: a test set); `train` where absent.
+        at_most: molecules compared pair by pair.
 
     Returns:
-        validity, uniqueness, novelty, internal_diversity, scaffolds, scaffolds_shared, scaffold_similarity; of each
-        property NAME_mean, NAME_reference_mean and NAME_wasserstein. All but validity are None where no sample is
-        valid.
+        validity, uniqueness, novelty, internal_diversity, nearest_similarity, scaffolds, scaffolds_shared,
+        scaffold_similarity; of each property NAME_mean, NAME_reference_mean and NAME_wasserstein. All but validity are
+        None where no sample is valid.
 
     Raises:
-        UserError: no samples, or a training set without a valid molecule.
+        UserError: no samples, or a training set or a reference without a valid molecule.
     """
     found, known = _read(smiles), _read(train)
     known.valid("the training set")
-    names = ("uniqueness", "novelty", "internal_diversity", "scaffolds", "scaffolds_shared", "scaffold_similarity")
+    beside = known if reference is None else _read(reference)
+    beside.valid("the reference")
+    names = ["uniqueness", "novelty", "internal_diversity", "nearest_similarity"]
+    names += ["scaffolds", "scaffolds_shared", "scaffold_similarity"]
     columns = [f"{name}_{figure}" for name in PROPERTIES for figure in Property._fields]
     result: dict[str, float | None] = {"validity": validity(found), **dict.fromkeys((*names, *columns))}
     if found.molecules:
         diversity = internal_diversity(found, at_most=at_most)
-        values = (uniqueness(found), novelty(found, known), diversity, *scaffolds(found, known))
-        statistics = [value for figure in properties(found, known).values() for value in figure]
+        nearest = nearest_similarity(found, beside, at_most=at_most)
+        values = (uniqueness(found), novelty(found, known), diversity, nearest, *scaffolds(found, beside))
+        statistics = [value for figure in properties(found, beside).values() for value in figure]
         result |= zip((*names, *columns), (*values, *statistics))
     return result
+
+
+def _tanimoto(ours: NDArray[np.float32], theirs: NDArray[np.float32]) -> Iterator[NDArray[np.float32]]:
+    """Similarities of fingerprints (N, BITS) and (M, BITS), some rows of (N, M) at a time."""
+    sizes = theirs.sum(1)
+    for begin in range(0, len(ours), ROWS):
+        rows = ours[begin : begin + ROWS]
+        shared = rows @ theirs.T
+        union = rows.sum(1)[:, None] + sizes - shared
+        # A molecule without a bit equals another such one.
+        yield np.divide(shared, union, out=np.ones_like(shared), where=union > 0)
 
 
 def _read(smiles: Smiles) -> Molecules:

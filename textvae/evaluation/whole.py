@@ -269,7 +269,7 @@ def _samples(part: Part, asked: Asked) -> dict[str, Any]:
     train = part.texts("train", SEARCHED if part.corpus.streaming else KNOWN)
     compared = (drawn, train, part.texts(part.split, REFERENCES))
     result = {"samples": suite.of_samples(*compared, tokens=part.tokens, seed=part.seed)}
-    return {**result, "molecules": molecule_figures(drawn, train)} if asked.molecules else result
+    return {**result, "molecules": molecule_figures(*compared)} if asked.molecules else result
 
 
 def _language(part: Part, asked: Asked, stage: Stage) -> tuple[dict[str, Any], LanguageModel]:
