@@ -219,7 +219,8 @@ def test_saved_evaluations_are_compared_sentence_by_sentence(folder, capfdbinary
         means[name] = figures["nll_iw"]
     assert (folder / "run" / "evaluation-test.html").stat().st_size > 1000
     assert main(["compare", run, again, "--json"]) == 0
-    first, second = map(json.loads, lines(capfdbinary))
+    first, second, *figures = map(json.loads, lines(capfdbinary))
+    assert all("figure" in row for row in figures)
     assert first["difference"] is None
     assert second["difference"] == pytest.approx(means[again] - means[run], abs=1e-9)
     assert main(["compare", run, again]) == 0

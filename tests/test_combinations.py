@@ -78,6 +78,26 @@ REFUSED = {
         {"training__semi_amortized": {}, "training__precision": "fp16"},
         "training.semi_amortized: differences of gradients",
     ),
+    "pieces of one sentence under statistics": (
+        {"objective__mmd": {"kind": "mmd"}, "training__batch_size": 16, "training__accumulation": 9},
+        "training.accumulation: got 9 for batches of 16; objective.mmd looks at",
+    ),
+    "pieces of one sentence, normalised": (
+        {"model__posterior": {"kind": "batch_norm"}, "training__batch_size": 4, "training__accumulation": 4},
+        "training.accumulation: got 4 for batches of 4; model.posterior looks at",
+    ),
+    "noise for an encoder that is none": (
+        {"model__latent_dim": 0, "objective": {}, "model__noise": [{"kind": "delete"}]},
+        "model.noise: is of an encoder and its latents",
+    ),
+    "draws of no latents": (
+        {"model__latent_dim": 0, "objective": {}, "training__samples": 2},
+        "training.samples: is of an encoder and its latents",
+    ),
+    "a language model's KL as monitor": (
+        {"model__latent_dim": 0, "objective": {}, "training__monitor": "kl"},
+        "training.monitor (kl): is of an encoder and its latents",
+    ),
     "an unknown distance": (
         {
             "objective": {"reconstruction": {"kind": "cosine"}},
@@ -101,6 +121,16 @@ def test_a_contradiction_is_named_with_its_key(sections, message):
         {"objective": {"kl": {"kind": "kl"}, "bag": {"kind": "bag_of_words", "hidden_dim": 0}}},
         {"objective": {"reconstruction": {"kind": "squared_error"}, "kl": {"kind": "kl"}}},
         {"training__semi_amortized": {"steps": 2}},
+        {"objective__mmd": {"kind": "mmd"}, "training__batch_size": 16, "training__accumulation": 8},
+        {"training__batch_size": 4, "training__accumulation": 4},
+        # Infinite between some distributions, and finite where a training begins.
+        {"objective": {"renyi": {"kind": "renyi", "alpha": 5.0}}, "model__latent_dim": 32},
+        # Two densities on one sphere.
+        {
+            "model__posterior": {"kind": "von_mises_fisher"},
+            "model__prior": {"kind": "vamp"},
+            "objective": {"jeffreys": {"kind": "jeffreys"}},
+        },
     ],
 )
 def test_what_belongs_together_is_taken(sections):

@@ -58,7 +58,8 @@ def load(
     """
     folder, device = Path(run), given.device(device)
     if not (folder / checkpoint.RECIPE).is_file():
-        raise CheckpointError(f"{folder}: holds no run ({checkpoint.RECIPE} is missing)")
+        what = "is a file, and a run is a folder" if folder.is_file() else "holds no run"
+        raise CheckpointError(f"{folder}: {what} ({checkpoint.RECIPE} is missing)")
     if (folder / checkpoint.EXPORT).is_file() and not (folder / checkpoint.WEIGHTS).exists():
         raise CheckpointError(f"{folder}: is an export and no run; in Python textvae.export.load reads it")
     recipe = recipe_file.load(folder / checkpoint.RECIPE)
@@ -171,8 +172,8 @@ class TextVAE(HubMixin):
     def sample_latents(self, n: int, *, seed: int | None = None) -> Tensor:
         """Returns n draws from the fitted prior if there is one, else from the model's own, (n, D)."""
         n = given.count(n, "n")
-        if self.latent_dim == 0:
-            return torch.zeros(n, 0)
+        if self.latent_dim == 0 or n == 0:
+            return torch.zeros(n, self.latent_dim)
         prior = self.fitted_prior or self.model.prior
         assert prior is not None
         # torch's distributions draw from the global state; it is put back afterwards.

@@ -34,7 +34,7 @@ from textvae.types import Divergence, Schedule, Tokenizer
 KERNELS_KEPT = "128"
 
 # A term of the objective is a divergence, or a head of the model with its loss.
-TERMS = Registry("divergence", {**DIVERGENCES.kinds, **HEADS.kinds}, default=DIVERGENCES.default)
+TERMS = Registry("divergence", {**DIVERGENCES.kinds, **HEADS.kinds}, default=DIVERGENCES.default, beside=["weight"])
 
 # Key path of a section -> its family. `*` stands for a term's name.
 FAMILIES: Mapping[str, Registry] = {
@@ -61,7 +61,21 @@ def problems(recipe: Recipe, *, trust_code: bool = True) -> list[str]:
     found = []
     for path, registry, options in _sections(recipe):
         found += registry.problems(options, path, trust_code=trust_code)
-    return found or [*contradictions(recipe), *tried(recipe)]
+    return found or [*contradictions(recipe), *tried(recipe), *_without_epochs(recipe, trust_code)]
+
+
+def _without_epochs(recipe: Recipe, trust_code: bool) -> list[str]:
+    """What a stream, whose epochs have no known length, has against the recipe's durations."""
+    if not recipe.data.streaming:
+        return []
+    found, horizon = [], Horizon(None, recipe.training.max_steps)
+    for path, registry, options in _sections(recipe):
+        if registry in (SCHEDULES, RATES, DECAYS, AVERAGES):
+            try:
+                registry.build(options, horizon, path=path, trust_code=trust_code)
+            except UserError as error:
+                found.append(str(error) if str(error).startswith(path) else f"{path}: {error}")
+    return found
 
 
 def section_problems(values: Any, *, trust_code: bool = True) -> list[str]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import atexit
+import io
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -18,6 +20,7 @@ from textvae.errors import Interrupted, UserError
 
 PATIENCE_S = 5.0  # a launcher ends the others well within it
 MOST = 10**8  # samples, steps: beyond that a number is a slip of the finger
+OVERRIDE = re.compile(r"--[a-z_]+(\.\w+)*=")
 OUT_OF_MEMORY = (
     "out of memory; take a smaller training.batch_size, more training.accumulation, or smaller sizes in model"
 )
@@ -25,13 +28,15 @@ OUT_OF_MEMORY = (
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command and returns its exit code: 0, or 2 for a user's mistake, 130 when interrupted."""
-    parser = build_parser(_version())
-    options, rest = parser.parse_known_args(arguments)
-    if rest and hasattr(options, "overrides") and not any(argument.startswith("-") for argument in rest):
-        # argparse gives up a list of positionals at the first option: `train R --out RUN key=value`.
-        options.overrides = [*options.overrides, *rest]
-    elif rest:
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    options, rest = build_parser(_version()).parse_known_args(given)
+    if rest:
+        # argparse gives up on positionals that may be absent at the first option: `train R --out RUN key=value`.
+        dashed = [word for word in rest if hasattr(options, "overrides") and OVERRIDE.match(word)]
+        if dashed:
+            options.parser.error(f"{dashed[0]}: an override has no dashes: {dashed[0].lstrip('-')}")
+        words = len(options.parser.prog.split()) - 1
+        options = options.parser.parse_intermixed_args(given[words:])
     try:
         _at_most("--seed", getattr(options, "seed", None), 2**63 - 1)
         if not _shared_out(options):
@@ -232,16 +237,9 @@ def _lines(file: str) -> list[str]:
         data, name = sys.stdin.buffer.read(), "standard input"
     else:
         data, name = Path(file).read_bytes(), file
-    lines = data.split(b"\n")
-    if lines[-1] == b"":
-        lines.pop()
-    texts = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            texts.append(line.removesuffix(b"\r").decode("utf-8"))
-        except UnicodeDecodeError as error:
-            raise UserError(f"{name}, line {number}: is not UTF-8 (byte {error.start + 1})") from error
-    return texts
+    from textvae.text.files import decoded, without_newline
+
+    return [without_newline(line) for line in decoded(io.BytesIO(data), name)]
 
 
 def _print(options: argparse.Namespace, rows: Iterable[dict[str, Any]], plain: Callable[[dict[str, Any]], str]) -> None:

@@ -51,6 +51,13 @@ def evaluate(options: argparse.Namespace) -> None:
     if launch.is_first() and result["dropped"]:
         dropped = ", ".join(f"{count:,} {reason}" for reason, count in result["dropped"].items())
         print(f"textvae: of the part {options.split}: {dropped}", file=sys.stderr)
+    samples = result.get("samples")
+    if launch.is_first() and samples and samples["reference_sentences"] < samples["count"]:
+        print(
+            f"textvae: the part {options.split} has {samples['reference_sentences']:,} sentences, and samples are "
+            f"{samples['count']:,}: their _reference is of fewer texts, and such figures depend on how many",
+            file=sys.stderr,
+        )
     if options.json:
         print(json.dumps(result, allow_nan=False))
         return
@@ -107,6 +114,8 @@ def _save_evaluation(vae: Any, run: Path, result: dict[str, Any], seed: int) -> 
 
 def compare(options: argparse.Namespace) -> None:
     """Prints how runs differ from the first."""
+    import torch
+
     from textvae.cli import _print
     from textvae.evaluation import compare as comparison
 
@@ -117,12 +126,13 @@ def compare(options: argparse.Namespace) -> None:
         {name: result["per_sentence"][options.figure] for name, result in saved.items()},
         tokens=tokens if options.figure in comparison.LIKELIHOODS else None,
         fingerprints={name: result["fingerprint"] for name, result in saved.items()},
+        generator=torch.Generator().manual_seed(0),  # the same again the next time
     )
+    beside = comparison.side_by_side(saved, generator=torch.Generator().manual_seed(0))
     if options.json:
-        _print(options, [row._asdict() for row in rows], str)
+        _print(options, [*(row._asdict() for row in rows), *beside], str)
         return
     sys.stdout.write(comparison.table(rows, figure=options.figure, markdown=options.markdown))
-    beside = comparison.side_by_side(saved)
     sys.stdout.write("\n" + comparison.side_by_side_table(beside, markdown=options.markdown))
 
 

@@ -23,7 +23,7 @@ def add_parsers(commands: Any, command: Callable[..., argparse.ArgumentParser]) 
     export.add_argument("--out", metavar="DIR", required=True, help="a new folder, or one of the same format")
 
     bench = command(commands, "bench", "bench", "what PyTorch and each exported form give on this machine", run=True)
-    bench.add_argument("file", nargs="?", help="lines of text (the run's test part)")
+    bench.add_argument("file", nargs="?", help="lines of text (the run's test part, or validation)")
     bench.add_argument("--sentences", type=int, default=1000, metavar="N", help="at most (1000)")
     bench.add_argument("--rounds", type=int, default=5, metavar="N", help="by turns (5)")
     bench.add_argument("--batch", type=int, metavar="N", help="sentences handed over at once (all)")
@@ -57,7 +57,12 @@ def _bench(options: argparse.Namespace) -> None:
     if lines == []:
         raise UserError(f"{options.file}: has no line of text to measure with")
     vae = load(options.run, device=options.device, trust_code=options.trust_code)
-    texts = lines or vae.corpus_texts("test", options.sentences)
+    if lines is None:
+        try:
+            lines = vae.corpus_texts("test", options.sentences)
+        except UserError:  # own text has no test part; a corpus that cannot be read says so again
+            lines = vae.corpus_texts("validation", options.sentences)
+    texts = lines
     rows = measure(vae, texts[: options.sentences], rounds=options.rounds, batch=options.batch)
     sys.stdout.write("".join(json.dumps(row) + "\n" for row in rows) if options.json else table(rows))
 

@@ -18,7 +18,7 @@ def parser(version: str) -> argparse.ArgumentParser:
 
     train = _command(commands, "train", "train", "train a recipe into a run folder")
     train.add_argument("recipe", help="a YAML file: one experiment")
-    train.add_argument("overrides", nargs="*", metavar="key=value", help="as training.max_steps=1000")
+    train.add_argument("overrides", nargs="*", metavar="key=value", help="as training.max_steps=1000", default=[])
     train.add_argument("--out", metavar="RUN", help="the run folder (runs/NAME)")
     train.add_argument("--resume", action="store_true", help="go on exactly where the run stopped")
     train.add_argument("--processes", type=int, metavar="N", help="processes (all GPUs, or 1 on the CPU)")
@@ -52,7 +52,7 @@ def parser(version: str) -> argparse.ArgumentParser:
             command.add_argument("--seed", type=int, default=0, help="of the draws of z (0)")
 
     evaluate = _command(commands, "evaluate", "evaluate", "compute every figure on a part of the corpus", run=True)
-    evaluate.add_argument("overrides", nargs="*", metavar="key=value", help="as data.files={test: mine.txt}")
+    evaluate.add_argument("overrides", nargs="*", metavar="key=value", help="as data.limit={test: 1000}", default=[])
     evaluate.add_argument("--split", default="test", help="train, validation or test (test)")
     evaluate.add_argument("--seed", type=int, default=0, help="of all draws (0)")
     _processes(evaluate)
@@ -98,15 +98,15 @@ def parser(version: str) -> argparse.ArgumentParser:
     check = _command(actions, "check", "check", "say everything that is wrong with a recipe")
     show = _command(actions, "show", "show", "print a recipe with every default written out")
     for command in (check, show):
-        command.add_argument("recipe")
-        command.add_argument("overrides", nargs="*", metavar="key=value")
+        command.add_argument("recipe", help="a YAML file: one experiment")
+        command.add_argument("overrides", nargs="*", metavar="key=value", help="as training.max_steps=1000", default=[])
     _command(actions, "schema", "schema", "print the JSON schema of a recipe, for editors")
     return whole
 
 
 def _command(commands: Any, name: str, function: str, text: str, *, run: bool = False) -> argparse.ArgumentParser:
     command: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
-    command.set_defaults(run_command=function)
+    command.set_defaults(run_command=function, parser=command)
     if run:
         command.add_argument("run", metavar="RUN", help="a run folder")
         command.add_argument("--json", action="store_true", help="one JSON object a line")

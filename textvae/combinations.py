@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from textvae.errors import InfiniteError, suggest
 from textvae.latent.divergences import DIVERGENCES, diagonal_gaussian
 from textvae.latent.posteriors import POSTERIORS, sample
 from textvae.latent.priors import PRIORS
@@ -18,6 +19,11 @@ from textvae.types import VAEOutput
 
 CRITICS = ("wasserstein_critic", "adversarial")
 CONTROLLERS = ("pid", "geco")
+OF_BATCHES = (  # terms that compare the sentences of a batch with one another, or with as many draws
+    *("mmd", "sliced_wasserstein", "max_sliced_wasserstein", "sinkhorn", "total_correlation", "mutual_information"),
+    *("dispersion", "wasserstein_critic", "adversarial"),
+)
+OF_LATENTS = ("kl", "mutual_information", "active_units")  # figures
 LARGEST_TRIED = 512  # latent dimensions of the try that a check makes
 SMALL = {"hidden_dim": 8, "transforms": 2, "components": 4, "projections": 8}  # of its parts, where larger
 
@@ -42,7 +48,41 @@ def contradictions(recipe: Recipe) -> list[str]:
         )
     if recipe.training.semi_amortized is not None:
         found += _semi_amortized_problems(recipe)
+    if not model.latent_dim:
+        found += _language_model_problems(recipe)
+    training = recipe.training
+    if training.trackers:
+        from accelerate.utils import LoggerType
+
+        known = [str(kind) for kind in LoggerType if kind != LoggerType.ALL]
+        found += [
+            f"training.trackers: got {name!r}{suggest(name, known)}" for name in training.trackers if name not in known
+        ]
+    of_batches = [f"objective.{name}" for name, term in terms.items() if term.kind in OF_BATCHES]
+    of_batches += ["model.posterior"] if model.posterior.kind == "batch_norm" else []
+    if training.accumulation > 1 and training.batch_size < 2 * training.accumulation and of_batches:
+        found.append(
+            f"training.accumulation: got {training.accumulation} for batches of {training.batch_size}; "
+            f"{', '.join(of_batches)} looks at the sentences of a piece together, and one alone shows nothing: take "
+            f"at most {max(1, training.batch_size // 2)}"
+        )
     return found
+
+
+def _language_model_problems(recipe: Recipe) -> list[str]:
+    """Options that are of an encoder and its latents, which a language model has not."""
+    model, training = recipe.model, recipe.training
+    given = {
+        "model.noise": bool(model.noise),
+        "model.share_embeddings": model.share_embeddings,
+        "training.samples": training.samples > 1,
+        f"training.monitor ({training.monitor})": training.monitor in OF_LATENTS,
+    }
+    return [
+        f"{key}: is of an encoder and its latents, and a language model (model.latent_dim: 0) has none; leave it out"
+        for key, is_given in given.items()
+        if is_given
+    ]
 
 
 def _reconstruction_problems(recipe: Recipe) -> list[str]:
@@ -136,6 +176,8 @@ def tried(recipe: Recipe) -> list[str]:
             shape = (dimensions,) if takes_positional(DIVERGENCES.resolve(term.kind)) else ()
             try:
                 DIVERGENCES.build(options, *shape, path=path)(posterior, prior, z)
+            except InfiniteError:
+                pass  # of these posteriors; what a training meets is for it to say
             except ValueError as error:
                 found.append(_at_path(path, error))
         if recipe.objective.reconstruction.kind == "importance_weighted":

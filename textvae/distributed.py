@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -84,6 +84,32 @@ def mean_over_processes(value: Tensor) -> Tensor:
     summed = value.detach().clone()
     dist.all_reduce(summed)
     return summed / world_size()
+
+
+def reached(total: Tensor, parameters: Sequence[Tensor]) -> list[bool]:
+    """Returns, of each parameter, whether a loss has a gradient for it: what lies on its graph."""
+    found, seen, left = set(), set(), [total.grad_fn]
+    while left:
+        node = left.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if (leaf := getattr(node, "variable", None)) is not None:
+            found.add(id(leaf))
+        left += [further for further, _ in node.next_functions]
+    return [id(parameter) in found for parameter in parameters]
+
+
+def with_all(total: Tensor, parameters: Sequence[Tensor], found: Sequence[bool]) -> Tensor:
+    """Returns the loss with a gradient of zero for each parameter that was not found on its graph.
+
+    DistributedDataParallel waits for every parameter's gradient; a term whose weight is 0, or words that no sentence of
+    this process has, would leave it waiting.
+    """
+    for parameter, is_there in zip(parameters, found):
+        if not is_there:
+            total = total + 0.0 * parameter.flatten()[0]
+    return total
 
 
 def average_gradients(parameters: Iterable[Tensor]) -> None:

@@ -42,6 +42,10 @@ class TrainingError(UserError):
     """A training that cannot start or go on (numbers that are not finite, a folder in use)."""
 
 
+class InfiniteError(TrainingError):
+    """A divergence that is infinite between the distributions it has met."""
+
+
 class Interrupted(TrainingError):
     """The training was told to stop, and has saved itself."""
 
@@ -58,7 +62,8 @@ class MissingExtraError(UserError, ImportError):
     """
 
     def __init__(self, library: str, extra: str, purpose: str) -> None:
-        super().__init__(f"{library} is needed {purpose}; install it with: pip install 'textvae[{extra}]'")
+        named = f"pip install 'textvae[{extra}]' (in a clone: '.[{extra}]')"
+        super().__init__(f"{library} is needed {purpose}; install it with: {named}")
 
 
 def suggest(name: object, known: Iterable[str]) -> str:

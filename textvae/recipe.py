@@ -128,6 +128,8 @@ class Data(Frozen):
                 raise ValueError(".validation_fraction: is given, and so is a validation part; keep one of them")
             if self.streaming:
                 raise ValueError(".validation_fraction: cannot cut a stream; name a validation file or split")
+        if self.streaming and self.files is not None and "validation" not in self.files:
+            raise ValueError(".files.validation: is missing, and a stream cannot be cut; name a validation part")
         if (self.stream_shares or self.stream_workers) and not self.streaming:
             raise ValueError(".streaming: is needed for stream_shares and stream_workers")
         if self.streaming and self.grammar is not None:
@@ -234,7 +236,7 @@ class Training(Frozen):
     batch_size: Count = Field(default=32, description="sentences an optimiser step, over all processes")
     batch_tokens: Count | None = Field(default=None, description="padded tokens a step at most, besides batch_size")
     bucket_batches: Count = Field(default=100, description="batches' worth of sentences sorted by length together")
-    accumulation: Count = Field(default=1, description="pieces a batch is worked through in; changes memory only")
+    accumulation: Count = Field(default=1, description="pieces a batch is worked through in, for memory")
     max_epochs: Count | None = None
     max_steps: Count | None = None
     samples: Count = Field(default=1, description="draws of z a sentence in a step")

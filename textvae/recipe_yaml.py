@@ -33,7 +33,8 @@ def read(path: Path) -> dict[str, Any]:
             data = file.read(LARGEST_BYTES + 1)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
-        raise YamlError(f"cannot be read ({reason})") from error
+        hint = "; a recipe is a file, a run's own is its recipe.yaml" if isinstance(error, IsADirectoryError) else ""
+        raise YamlError(f"cannot be read ({reason}){hint}") from error
     if len(data) > LARGEST_BYTES:
         raise YamlError(f"is larger than the {LARGEST_BYTES:,} bytes that a recipe may have")
     try:

@@ -14,7 +14,7 @@ import json
 import re
 import sys
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +34,18 @@ class Registry:
         family: what messages call a member ("divergence").
         kinds: name -> class (or function), or "module:Class" where importing it now would be heavy or circular.
         default: the kind taken when a section names none.
+        beside: keys that stand in a section with the kind's own options, and are another's business.
     """
 
     def __init__(
-        self, family: str, kinds: Mapping[str, Callable[..., Any] | str], *, default: str | None = None
+        self,
+        family: str,
+        kinds: Mapping[str, Callable[..., Any] | str],
+        *,
+        default: str | None = None,
+        beside: Sequence[str] = (),
     ) -> None:
-        self.family = family
+        self.family, self.beside = family, tuple(beside)
         self.kinds = dict(kinds)
         self.default = default
 
@@ -81,7 +87,7 @@ class Registry:
             model = self.options(kind, trust_code=trust_code)
         except UserError as error:
             return [f"{path}.kind: {error}"]
-        return option_problems(model, {k: v for k, v in section.items() if k != "kind"}, path)
+        return option_problems(model, {k: v for k, v in section.items() if k != "kind"}, path, self.beside)
 
     def build(self, section: Mapping[str, Any], *args: Any, path: str = "", trust_code: bool = True) -> Any:
         """Returns the object a section describes; `args` are what the builder supplies.
@@ -111,12 +117,17 @@ def takes_positional(constructor: Callable[..., Any]) -> bool:
     return any(parameter.kind in kinds for parameter in inspect.signature(constructor).parameters.values())
 
 
-def option_problems(model: type[pydantic.BaseModel], values: Mapping[str, Any], path: str) -> list[str]:
-    """Returns the messages for `values` held against `model`, each opening with its key path."""
+def option_problems(
+    model: type[pydantic.BaseModel], values: Mapping[str, Any], path: str, beside: Sequence[str] = ()
+) -> list[str]:
+    """Returns the messages for `values` held against `model`, each opening with its key path.
+
+    `beside` are keys that may stand with them and are held against another model.
+    """
     try:
         _validated(model, values)
     except pydantic.ValidationError as error:
-        return problems_of(error, model, path, values=values)
+        return problems_of(error, model, path, values=values, beside=beside)
     return []
 
 
@@ -126,6 +137,7 @@ def problems_of(
     path: str = "",
     *,
     values: Mapping[str, Any] | None = None,
+    beside: Sequence[str] = (),
 ) -> list[str]:
     """Turns pydantic's report into messages "key.path: got X, allowed Y", one a key path.
 
@@ -134,6 +146,7 @@ def problems_of(
         model: what was validated against.
         path: the key path of the whole, put before each message's own.
         values: what was validated; with it, a key path holds the keys that were written and nothing of pydantic's.
+        beside: keys that may stand with the model's own.
     """
     # Where a type is a union, pydantic reports a problem for each of its members; they are gathered by key path.
     wrong_types: dict[str, tuple[str, list[str]]] = {}
@@ -148,7 +161,7 @@ def problems_of(
             allowed = wrong_types.setdefault(where, (_shown(item["input"]), []))[1]
             if (expected := _expected(item["msg"])) not in allowed:
                 allowed.append(expected)
-        elif (message := _message(item, where, model)) not in others.setdefault(where, []):
+        elif (message := _message(item, where, model, beside)) not in others.setdefault(where, []):
             others[where].append(message)
     messages = []
     for where in order:
@@ -161,10 +174,11 @@ def problems_of(
     return messages
 
 
-def _message(item: Any, where: str, model: type[pydantic.BaseModel]) -> str:
+def _message(item: Any, where: str, model: type[pydantic.BaseModel], beside: Sequence[str]) -> str:
     location, kind = item["loc"], item["type"]
     if kind == "extra_forbidden":
-        return f"{where}: unknown key{suggest(location[-1], _fields_at(model, location[:-1]))}"
+        known = [*_fields_at(model, location[:-1]), *(beside if len(location) == 1 else ())]
+        return f"{where}: unknown key{suggest(location[-1], known)}"
     if kind == "missing":
         return f"{where}: is missing and has no default"
     if kind == "value_error":

@@ -256,7 +256,7 @@ class Plateau:
         horizon: the training's length.
         factor: the rate is multiplied by it.
         patience: evaluations without gain before a decay.
-        after: no decay is counted towards before this: steps, or "15 epochs".
+        after: no decay before this: steps, or "15 epochs". Evaluations without gain just before it count.
         decays: the training ends at the next stall after so many.
         reload: go back to the best parameters at each decay.
     """

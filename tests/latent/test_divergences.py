@@ -7,6 +7,7 @@ import torch
 from scipy import integrate, stats
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
 
+from textvae.errors import TrainingError
 from textvae.latent.divergences import (
     DIVERGENCES,
     KL,
@@ -135,6 +136,8 @@ def test_renyi_says_where_it_is_infinite_or_has_no_closed_form():
     wide, z = gaussian([[0.0]], [[1.5]]), torch.zeros(1, 1, 1)
     with pytest.raises(ValueError, match=r"alpha 2 is infinite.* = 2 times the prior's\. Use an alpha of at most 1"):
         Renyi(alpha=2.0)(wide, standard(1), z)
+    with pytest.raises(TrainingError):  # a line in the shell, not a traceback
+        Renyi(alpha=2.0)(wide, standard(1), z)
     assert torch.isfinite(Renyi(alpha=1.7)(wide, standard(1), z)).all()
     components = Independent(Normal(torch.zeros(2, 1), torch.ones(2, 1)), 1)
     mixture = MixtureSameFamily(Categorical(logits=torch.zeros(2)), components)
@@ -150,6 +153,31 @@ def test_sampled_reverse_kl_stands_in_for_a_mixture_and_agrees_with_the_closed_f
     exact = reverse_kl(posterior, standard(3), torch.zeros(1, 2, 3))
     draws = torch.stack([reverse_kl(posterior, mixture, torch.zeros(400, 2, 3)) for _ in range(50)])
     assert ((draws.mean(0) - exact).abs() < 4 * draws.std(0) / math.sqrt(50)).all()
+
+
+def test_a_mixture_learns_from_the_reverse_kl_what_quadrature_says():
+    torch.manual_seed(0)
+    means, logits = torch.tensor([-1.0, 1.5]).double(), torch.tensor([0.3, -0.2]).double()
+    log_scales = torch.tensor([0.1, -0.4]).double()
+    parameters = [tensor.requires_grad_() for tensor in (means, log_scales, logits)]
+
+    def mixture():
+        components = Independent(Normal(means[:, None], log_scales.exp()[:, None]), 1)
+        return MixtureSameFamily(Categorical(logits=logits), components)
+
+    posterior = gaussian([[0.3], [-0.5]], [[1.2], [0.9]])
+    at = torch.linspace(-12, 12, 4001).double()
+    log_p, log_q = mixture().log_prob(at[:, None])[:, None], posterior.log_prob(at[:, None, None])  # (N, 1), (N, 2)
+    exact = torch.trapezoid(log_p.exp() * (log_p - log_q), at, dim=0).sum()
+    expected = torch.autograd.grad(exact, parameters)
+    found = [
+        torch.cat(torch.autograd.grad(reverse_kl(posterior, mixture(), torch.zeros(500, 2, 1)).sum(), parameters))
+        for _ in range(200)
+    ]
+    draws = torch.stack(found)
+    error = draws.std(0) / math.sqrt(len(draws))
+    assert (error < 0.1 * torch.cat(expected).abs()).all()  # else nothing would be shown
+    assert ((draws.mean(0) - torch.cat(expected)).abs() < 4 * error).all()
 
 
 def test_rate_floor_holds_the_mean_rate_or_each():

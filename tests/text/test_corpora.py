@@ -299,8 +299,8 @@ def test_a_stream_is_read_only_as_far_as_it_is_asked_and_counts_what_it_drops(tm
 
 def test_a_stream_without_validation_part_is_an_error(tmp_path):
     path = write(tmp_path / "train.txt", "a\nb\n")
-    with pytest.raises(CorpusError, match=r"data\.files\.validation: is missing, and a stream cannot be cut"):
-        load(Data(files={"train": path}, streaming=True))
+    with pytest.raises(ValueError, match=r"files\.validation: is missing, and a stream cannot be cut"):
+        Data(files={"train": path}, streaming=True)
 
 
 def test_a_json_array_is_not_streamed(tmp_path):

@@ -1,6 +1,7 @@
 """Streams read by workers and by several processes: nothing twice, nothing lost, the same order again."""
 
 import itertools
+import json
 import os
 import signal
 import subprocess
@@ -15,7 +16,7 @@ from conftest import ROOT, sentences
 from safetensors.torch import load_file
 
 from textvae.checkpoint import latest_checkpoint
-from textvae.errors import CorpusError
+from textvae.errors import CorpusError, UserError
 from textvae.recipe import Data, Recipe
 from textvae.text import corpora, encoding, streams, tokenizers
 from textvae.text.streams import Reader, SharedStreamBatches
@@ -214,6 +215,31 @@ def test_processes_with_shares_of_a_stream_take_the_step_of_one_that_has_it_all(
         torch.testing.assert_close(parameters(tmp_path / "two")[name], tensor, atol=2e-5, rtol=1e-3)
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_stream_without_a_step_is_said(small, tmp_path, workers):
+    (tmp_path / "short.txt").write_text("a\n")  # of the training part every sentence is longer
+    small["data"]["files"] = {**small["data"]["files"], "validation": str(tmp_path / "short.txt")}
+    small["data"] |= {"stream_workers": workers, "max_length": 2}
+    with pytest.raises(CorpusError, match="training part gives no step"):
+        train(Recipe.model_validate(small), tmp_path / "run", quiet=True)
+
+
+@pytest.mark.parametrize(("every", "epochs"), [("1 epoch", [1, 2, 3, 4]), ("2 epochs", [2, 4])])
+def test_epochs_between_evaluations_of_a_stream_are_counted(small, tmp_path, every, epochs):
+    small["training"] |= {"max_steps": None, "max_epochs": 4, "evaluate_every": every}
+    run = train(Recipe.model_validate(small), tmp_path / "run", quiet=True)
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    steps = [row["step"] for row in rows if row["part"] == "train"]
+    found = [row["step"] for row in rows if row["part"] == "validation"]
+    assert found == [max(steps) * epoch // 4 for epoch in epochs]
+
+
+def test_a_part_of_an_epoch_of_a_stream_is_refused(small, tmp_path):
+    small["training"]["evaluate_every"] = "0.5 epochs"
+    with pytest.raises(UserError, match=r"evaluate_every: got '0.5 epochs'; how long an epoch of a stream"):
+        train(Recipe.model_validate(small), tmp_path / "run", quiet=True)
+
+
 def test_an_interruption_that_reaches_the_workers_too_still_saves(small, tmp_path):
     small["training"] |= {"max_steps": 10**6, "evaluate_every": 10**6, "save_every": 10**6}
     run = tmp_path / "run"
@@ -223,7 +249,8 @@ def test_an_interruption_that_reaches_the_workers_too_still_saves(small, tmp_pat
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     started = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True)
     deadline = time.monotonic() + 120
-    while not (run / "metrics.jsonl").exists():
+    rows = run / "metrics.jsonl"
+    while not (rows.exists() and rows.stat().st_size):  # with its first row it listens to signals
         assert started.poll() is None, started.stderr.read()
         assert time.monotonic() < deadline
         time.sleep(0.05)

@@ -71,6 +71,85 @@ def assert_same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor])
         assert torch.equal(first[name], second[name]), name
 
 
+def test_nothing_of_a_step_is_kept_but_its_numbers(values, tmp_path, monkeypatch):
+    from textvae.training.telemetry import Telemetry
+
+    seen, step = [], Telemetry.step
+
+    def spied(self, number, epoch, tokens, figures, weights, norm, rate):
+        step(self, number, epoch, tokens, figures, weights, norm, rate)
+        seen.append((figures, self.mean, self.steps))
+
+    monkeypatch.setattr(Telemetry, "step", spied)
+    run = train(recipe(values, max_steps=10, log_every=4), tmp_path / "run", quiet=True)
+    assert [count for *_, count in seen] == [1, 2, 3, 0, 1, 2, 3, 0, 1, 2]
+    assert all(figures.grad_fn is None for figures, *_ in seen)
+    for end, row in zip((4, 8), rows(run, "train")):
+        losses = [float(figures[0]) for figures, *_ in seen[end - 4 : end]]
+        assert row["loss"] == pytest.approx(sum(losses) / 4, rel=1e-6)
+
+
+def test_pieces_draw_by_process_and_their_terms_do_not(values, tmp_path, monkeypatch):
+    from textvae.training import steps
+
+    keys, mix = [], steps.mix
+    monkeypatch.setattr(steps, "mix", lambda *key: keys.append(key) or mix(*key))
+    train(recipe(values, max_steps=1, accumulation=3), tmp_path / "run", quiet=True)
+    seed, step, process = keys[0]
+    assert (step, process) == (0, 0)
+    of_terms = [(seed, 0, piece, 7) for piece in range(3)]
+    assert keys == [
+        (seed, 0, process), of_terms[0], (seed, 0, process, 1), of_terms[1], (seed, 0, process, 2), of_terms[2]
+    ]  # fmt: skip
+
+
+def test_under_a_controller_the_best_is_weighed_by_its_weight_of_now(values, tmp_path, monkeypatch):
+    figures = iter([(12.0, 3.0), (11.9, 2.9), (11.8, 2.8), (11.9, 2.9)])  # better in both twice, then worse in both
+
+    def measured(*args, **kwargs):
+        reconstruction, kl = next(figures)
+        return {
+            **{"reconstruction": reconstruction, "kl": kl, "term_kl": kl, "nll_elbo": reconstruction + kl},
+            **{"ppl_elbo": 9.0, "mutual_information": 1.0, "active_units": 4.0},
+        }
+
+    monkeypatch.setattr("textvae.training.loop.quick", measured)
+    values["objective"] = {"kl": {"kind": "kl", "weight": {"kind": "pid", "target": 0.05, "kp": 0.1, "ki": 0.1}}}
+    run = train(recipe(values, max_steps=40, evaluate_every=10), tmp_path / "run", quiet=True)
+    found = rows(run, "validation")
+    assert found[0]["loss"] < min(row["loss"] for row in found[1:])  # by the weights that were then
+    position = json.loads((latest_checkpoint(run) / "state.json").read_text())["position"]
+    assert position["best_step"] == 30
+    assert position["stalled"] == 1
+    assert position["best_numbers"]["kl"] == 2.8
+
+
+def test_a_semi_amortised_run_is_measured_refined(values, tmp_path):
+    from textvae.evaluation.refined import Refining
+    from textvae.evaluation.report import quick
+    from textvae.seeds import generator
+    from textvae.text.batching import ListStore, evaluation_batches
+    from textvae.training.loop import EVALUATED_TOGETHER
+
+    values["training"]["semi_amortized"] = {"steps": 4, "lr": 0.5}
+    made = recipe(values, max_steps=4, evaluate_every=4)
+    run = train(made, tmp_path / "run", quiet=True)
+    vae = textvae.load(run)
+    texts = Path(values["data"]["files"]["validation"]).read_text().splitlines()
+    store = ListStore(vae.tokenizer.encode(texts))
+    found = {
+        name: quick(
+            model,
+            (batch for _, batch in evaluation_batches(store, vae.tokenizer.pad_id, at_most=EVALUATED_TOGETHER)),
+            generator=generator(made.seed, 0),
+        )
+        for name, model in (("encoder", vae.model), ("refined", Refining(vae.model, made.training.semi_amortized, 0)))
+    }
+    row = rows(run, "validation")[-1]
+    assert row["nll_elbo"] == pytest.approx(found["refined"]["nll_elbo"], rel=1e-5)
+    assert abs(found["encoder"]["nll_elbo"] - found["refined"]["nll_elbo"]) > 0.01
+
+
 def test_killed_in_the_middle_of_an_epoch_and_resumed_ends_bit_identical(values, tmp_path):
     values["model"]["word_dropout"] = 0.2
     values["model"]["decoder"]["output_dropout"] = 0.3
@@ -98,11 +177,16 @@ def test_killed_in_the_middle_of_an_epoch_and_resumed_ends_bit_identical(values,
     ]
 
 
+def rows_there(run: Path) -> bool:
+    """Whether a training has written its first row: it listens to signals by then."""
+    return (run / "metrics.jsonl").exists() and (run / "metrics.jsonl").stat().st_size > 0
+
+
 def test_terminated_politely_it_saves_and_can_be_resumed(values, tmp_path):
     values["training"].update(max_steps=4000, evaluate_every=4000)
     run = tmp_path / "run"
     process = subprocess.Popen(command(values, tmp_path, "--out", str(run)), env=environment(), stderr=subprocess.PIPE)
-    while not (run / "metrics.jsonl").exists():
+    while not rows_there(run):
         assert process.poll() is None
         time.sleep(0.01)
     process.send_signal(signal.SIGTERM)

@@ -105,8 +105,19 @@ def of_the_batch(values) -> None:
     }
 
 
+def with_idle_parts(values) -> None:
+    """A mixture that no term's gradient reaches, and a head whose weight is 0 in the first and the last steps.
+
+    Weight decay: a parameter that had a gradient of 0 for none would move.
+    """
+    values["training"]["optimizer"] |= {"weight_decay": 0.1}
+    values["model"]["prior"] = {"kind": "mixture", "components": 3}
+    weight = {"kind": "cyclical", "cycles": 1, "ramp": 0.5, "start": 0.0, "end": 1.0, "over": 4}
+    values["objective"] = {"mmd": {"kind": "mmd"}, "bag": {"kind": "bag_of_words", "weight": weight}}
+
+
 @pytest.mark.parametrize("processes", [2, 4])
-@pytest.mark.parametrize("change", [of_the_batch, controlled], ids=lambda change: change.__name__)
+@pytest.mark.parametrize("change", [of_the_batch, controlled, with_idle_parts], ids=lambda change: change.__name__)
 def test_several_processes_give_the_parameters_of_one(small, tmp_path, change, processes):
     change(small)
     one = train(Recipe.model_validate(small), tmp_path / "one", quiet=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -13,6 +13,8 @@ from textvae.errors import UserError, suggest
 from textvae.evaluation import bounds, intervals
 
 LIKELIHOODS = ("nll_elbo", "nll_iw")
+PERPLEXITIES = {"ppl_elbo": "nll_elbo", "ppl_iw": "nll_iw"}  # of the same tokens, a function of the mean
+NO_FIGURES = ("settings", "per_sentence", "dropped")
 COUNTS = ("sentences", "target_tokens", "iw_samples", "unknown_tokens", "mutual_information_ceiling", "iw_ess_low")
 
 
@@ -131,7 +133,7 @@ def fingerprint(texts: Iterable[str]) -> str:
 def side_by_side(
     saved: Mapping[str, Mapping[str, Any]], *, level: float = 0.95, generator: torch.Generator | None = None
 ) -> list[dict[str, Any]]:
-    """Returns the scalar figures of saved evaluations, a row a figure: what it is called, and each run's value.
+    """Returns the figures of saved evaluations, a row a figure: its key path, and each run's value.
 
     Args:
         saved: run -> the figures of `TextVAE.evaluate(whole=True)`, of the same sentences.
@@ -140,16 +142,25 @@ def side_by_side(
 
     Returns:
         {"figure": name, "values": run -> number or None, "beyond_noise": the runs whose difference from the first is
-        beyond noise}; the last is known of figures that are means over sentences alone, and None of others.
+        beyond noise}; the last is known of means over sentences and of the perplexities they give, and None of others.
     """
-    first = next(iter(saved.values()))
-    names = [name for name, value in first.items() if type(value) in (int, float) and name not in COUNTS]
+    flat = {run: dict(_figures(result)) for run, result in saved.items()}
+    names = dict.fromkeys(name for figures in flat.values() for name in figures)
     rows: list[dict[str, Any]] = []
     for name in names:
-        found = {run: result.get(name) for run, result in saved.items()}
-        values = {run: value if isinstance(value, (int, float)) else None for run, value in found.items()}
-        rows.append({"figure": name, "values": values, "beyond_noise": _beyond_noise(saved, name, level, generator)})
+        values = {run: figures.get(name) for run, figures in flat.items()}
+        beyond = _beyond_noise(saved, PERPLEXITIES.get(name, name), level, generator)
+        rows.append({"figure": name, "values": values, "beyond_noise": beyond})
     return rows
+
+
+def _figures(result: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, int | float]]:
+    """The numbers of an evaluation by key path, what it was made by and of how many left out."""
+    for name, value in result.items():
+        if isinstance(value, Mapping) and name not in NO_FIGURES:
+            yield from _figures(value, f"{path}{name}.")
+        elif type(value) in (int, float) and name not in COUNTS:
+            yield f"{path}{name}", value
 
 
 def _beyond_noise(

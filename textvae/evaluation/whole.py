@@ -188,11 +188,12 @@ def _add_units(result: dict[str, Any], part: Part) -> None:
     """Figures that no tokenizer changes: of the corpus's own text, and None where the model cannot spell all of it."""
     result["unknown_tokens"] = unknown = part.unknown_share()
     words, characters = bounds.counts(part.own_texts)
+    one_word = all(len(text.split()) < 2 for text in part.own_texts)  # SMILES, or a script without spaces
     for name in ("nll_elbo", "nll_iw"):
         whole = result[name] is not None and not unknown
         total = result[name] * len(part.store) if whole else 0.0
         result[f"bits_per_character_{name[4:]}"] = bounds.bits_per_character(total, characters) if whole else None
-        perplexity = bounds.word_perplexity(total, words) if whole else math.inf
+        perplexity = bounds.word_perplexity(total, words) if whole and not one_word else math.inf
         result[f"ppl_word_{name[4:]}"] = perplexity if math.isfinite(perplexity) else None
 
 

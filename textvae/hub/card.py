@@ -62,7 +62,7 @@ def card(
     wrong = [name for name in languages if not LANGUAGE.fullmatch(name)]
     if wrong:
         raise UserError(f"language: got {wrong[0]!r}; two or three letters (ISO 639), as en or de")
-    part, figures = _figures(vae.folder)
+    part, count, figures = _figures(vae.folder)
     hub = recipe.data.hub
     data = ModelCardData(
         library_name="textvae",
@@ -74,14 +74,14 @@ def card(
         model_name=recipe.name if figures else None,
         eval_results=list(_results(recipe, part, figures)) or None,
     )
-    text = "\n\n".join(_body(vae, title or recipe.name, repo_id, part, figures, license))
+    text = "\n\n".join(_body(vae, title or recipe.name, repo_id, part, count, figures, license))
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}\n")
 
 
-def _figures(folder: Path | None) -> tuple[str, dict[str, float]]:
-    """The part of the corpus and its figures: of a saved evaluation, else of the training's last look."""
+def _figures(folder: Path | None) -> tuple[str, int | None, dict[str, float]]:
+    """The part of the corpus, how many sentences, and figures: of a saved evaluation, else of the training."""
     if folder is None:
-        return "", {}
+        return "", None, {}
     part, found = "", {}
     for split in ("test", "validation"):
         path = folder / f"evaluation-{split}.json"
@@ -98,7 +98,8 @@ def _figures(folder: Path | None) -> tuple[str, dict[str, float]]:
         for name, value in numbers.items()
         if isinstance(value, (int, float)) and math.isfinite(value)
     }
-    return part, figures
+    count = found.get("sentences")
+    return part, count if type(count) is int else None, figures
 
 
 def _read(text: str) -> dict[str, Any]:
@@ -143,7 +144,7 @@ def _source(recipe: Any) -> tuple[str, str]:
 
 
 def _body(
-    vae: Any, title: str, repo_id: str | None, part: str, figures: dict[str, float], license: str
+    vae: Any, title: str, repo_id: str | None, part: str, count: int | None, figures: dict[str, float], license: str
 ) -> Iterator[str]:
     recipe = vae.recipe
     yield f"# {' '.join(title.split())}"
@@ -157,7 +158,8 @@ def _body(
     yield "## Figures"
     if figures:
         rows = "\n".join(f"| {FIGURES[key]} | {value:.4g} |" for key, value in figures.items())
-        yield f"On the {part} part.\n\n| Figure | Value |\n|---|---:|\n{rows}"
+        of = f" ({count:,} sentences)" if count else ""
+        yield f"On the {part} part{of}.\n\n| Figure | Value |\n|---|---:|\n{rows}"
         yield "Perplexity is exp(total nats / total tokens); `</s>` counts, `<s>` does not."
     else:
         yield "None were kept with the run."
@@ -165,7 +167,9 @@ def _body(
         yield "## Training"
         yield f"![loss, KL, mutual information and active units while training]({CURVES})"
     yield "## Samples"
-    yield "Drawn from the prior with seed 0, not chosen."
+    fitted = getattr(vae.fitted_prior, "kind", None)
+    prior = f"the {fitted} that was fitted to its latents" if fitted else "the prior"
+    yield f"Drawn from {prior} with seed 0, not chosen."
     yield _fenced("\n".join(" ".join(text.split()) for text in vae.sample(SAMPLES, seed=0)), "text")
     yield "## Recipe"
     yield _fenced(recipe_file.dump(recipe).rstrip("\n"), "yaml")

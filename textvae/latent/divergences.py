@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.distributions import Distribution, Independent, Normal, kl_divergence
 
 from textvae.distributed import gather_rows
+from textvae.errors import InfiniteError
 from textvae.registry import Registry
 
 
@@ -68,7 +69,8 @@ def reverse_kl(posterior: Distribution, prior: Distribution, z: Tensor) -> Tenso
 
     Args:
         posterior: q(z|x), batch (B,).
-        prior: p(z); where it cannot be drawn from with gradients, it learns from its density alone.
+        prior: p(z); where it cannot be drawn from with gradients, it learns by the score function (Williams 1992),
+            the mean of the other draws its baseline.
         z: (S, B, D); tells how many draws a sentence stand in where there is no closed form.
     """
     diagonal = kl_by_dimension(prior, posterior)
@@ -78,7 +80,12 @@ def reverse_kl(posterior: Distribution, prior: Distribution, z: Tensor) -> Tenso
         return kl_divergence(prior, posterior)
     except NotImplementedError:
         p = draw(prior, *z.shape[:2])  # (S, B, D)
-        return (prior.log_prob(p) - posterior.log_prob(p)).mean(0)
+        log_p = prior.log_prob(p)
+        nats = log_p - posterior.log_prob(p)
+        if not prior.has_rsample and nats.numel() > 1:
+            others = (nats.detach().sum() - nats.detach()) / (nats.numel() - 1)
+            nats = nats + (nats.detach() - others) * (log_p - log_p.detach())
+        return nats.mean(0)
 
 
 class KL:
@@ -171,7 +178,8 @@ class Renyi:
         """Returns (B,) nats.
 
         Raises:
-            ValueError: a distribution that is no diagonal Gaussian, or an infinite divergence.
+            ValueError: a distribution that is no diagonal Gaussian.
+            InfiniteError: an infinite divergence.
         """
         q, p = diagonal_gaussian(posterior), diagonal_gaussian(prior)
         if q is None or p is None:
@@ -184,7 +192,7 @@ class Renyi:
         ratio = (q.scale / p.scale).square()
         excess = (1 - self.alpha) * (ratio - 1)  # v - 1
         if self.alpha > 1 and bool((excess <= -1).any()):
-            raise ValueError(
+            raise InfiniteError(
                 f"renyi with alpha {self.alpha:g} is infinite: a posterior variance reached alpha / (alpha - 1) = "
                 f"{self.alpha / (self.alpha - 1):g} times the prior's. Use an alpha of at most 1"
             )

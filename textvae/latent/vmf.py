@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, MixtureSameFamily, constraints, register_kl
 
 from textvae.errors import UserError
+from textvae.latent.divergences import shown
 
 # Wood's proposal is accepted with probability 0.65 at the least: all of so many fail once in 10^14 draws.
 PROPOSALS = 32
@@ -201,7 +202,7 @@ def _kl_vmf_other(q: VonMisesFisher, p: Distribution) -> Tensor:
     if isinstance(p, MixtureSameFamily) and isinstance(p.component_distribution, VonMisesFisher):
         raise NotImplementedError  # both have a density on the sphere: samples stand in
     raise UserError(
-        f"the posterior von_mises_fisher lies on the unit sphere, where the prior {type(p).__name__} has no density: "
+        f"the posterior von_mises_fisher lies on the unit sphere, where the prior {shown(p)} has no density: "
         "their KL is infinite. Use model.prior: {kind: uniform_sphere}"
     )
 
@@ -209,7 +210,7 @@ def _kl_vmf_other(q: VonMisesFisher, p: Distribution) -> Tensor:
 @register_kl(Distribution, UniformSphere)  # type: ignore[untyped-decorator]
 def _kl_other_uniform(q: Distribution, p: UniformSphere) -> Tensor:
     raise UserError(
-        f"the prior uniform_sphere lies on the unit sphere, where the posterior {type(q).__name__} has no density: "
+        f"the prior uniform_sphere lies on the unit sphere, where the posterior {shown(q)} has no density: "
         "their KL is infinite. Use model.posterior: {kind: von_mises_fisher}, or another prior"
     )
 
@@ -224,8 +225,10 @@ def _kl_uniform_vmf(q: UniformSphere, p: VonMisesFisher) -> Tensor:
 @register_kl(UniformSphere, Distribution)  # type: ignore[untyped-decorator]
 @register_kl(Distribution, VonMisesFisher)  # type: ignore[untyped-decorator]
 def _kl_sphere_and_other(q: Distribution, p: Distribution) -> Tensor:
+    if isinstance(q, MixtureSameFamily) and isinstance(q.component_distribution, VonMisesFisher):
+        raise NotImplementedError  # as above
     raise UserError(
-        f"{type(q).__name__} and {type(p).__name__} do not lie on the same set (one is on the unit sphere): the KL "
+        f"{shown(q)} and {shown(p)} do not lie on the same set (one is on the unit sphere): the KL "
         "of one from the other is infinite"
     )
 

@@ -211,7 +211,7 @@ def make_step(
 
 
 def evaluation_batches(
-    store: TokenStore | ListStore, pad_id: int, *, batch_tokens: int = 20_000
+    store: TokenStore | ListStore, pad_id: int, *, batch_tokens: int = 20_000, at_most: int | None = None
 ) -> Iterator[tuple[Rows, Batch]]:
     """Yields every sentence once, longest first, with its row in the corpus, in batches of equal cost.
 
@@ -219,11 +219,13 @@ def evaluation_batches(
         store: the sentences.
         pad_id: the padding's id.
         batch_tokens: padded tokens a batch at most (one sentence at least).
+        at_most: sentences a batch at most.
     """
     rows = np.argsort(-store.lengths, kind="stable")
     begin = 0
     while begin < len(rows):
         size = max(1, batch_tokens // max(int(store.lengths[rows[begin]]), 1))
+        size = size if at_most is None else min(size, at_most)
         chosen = rows[begin : begin + size]
         yield chosen, collate([store[int(row)] for row in chosen], pad_id)
         begin += size

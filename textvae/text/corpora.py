@@ -151,8 +151,9 @@ def _cut_validation(parts: dict[Part, Any], data: Data) -> tuple[dict[Part, Any]
 
     train = parts["train"]
     if is_stream(train):
-        key = "data.files.validation" if data.files is not None else "data.splits.validation"
-        raise CorpusError(f"{key}: is missing, and a stream cannot be cut; name a validation part, or do not stream")
+        raise CorpusError(
+            "data.splits.validation: is missing, and a stream cannot be cut; name a validation part, or do not stream"
+        )
     fraction = data.validation_fraction or VALIDATION_FRACTION
     count = max(1, round(fraction * len(train)))
     if count >= len(train):

@@ -93,7 +93,7 @@ def sentences(path: str, kind: str, column: str) -> Iterator[str | None]:
     """
     if kind == "text":
         for line in _lines(path):
-            yield _without_newline(line)
+            yield without_newline(line)
     elif kind in ("csv", "tsv"):
         yield from _csv_column(path, kind, column)
     elif kind == "json":
@@ -147,20 +147,29 @@ def _open_zst(path: str) -> IO[bytes]:
 
 def _lines(path: str) -> Iterator[str]:
     """Lines with their newline. Only "\\n" ends one: U+2028, U+0085, VT, FF and CR belong to sentences."""
-    offset = 0
     with _reading(path), _open(path) as file:
-        for number, raw in enumerate(file, start=1):
-            if number == 1 and _is_utf16(raw):
-                raise CorpusError(f"{path}: every other byte is 0, as in UTF-16; save the file as UTF-8")
-            try:
-                line = raw.decode("utf-8")
-            except UnicodeDecodeError as error:
-                raise CorpusError(
-                    f"{path}: line {number}, byte {offset + error.start} of the file's text: "
-                    f"0x{raw[error.start]:02x} is not UTF-8 here; save the file as UTF-8"
-                ) from None
-            offset += len(raw)
-            yield line.removeprefix("\ufeff") if number == 1 else line
+        yield from decoded(file, path)
+
+
+def decoded(lines: Iterable[bytes], name: str) -> Iterator[str]:
+    """Yields lines of UTF-8 as text, with their newline and without a byte order mark.
+
+    Raises:
+        CorpusError: another encoding; `name` is the file's in its message.
+    """
+    offset = 0
+    for number, raw in enumerate(lines, start=1):
+        if number == 1 and _is_utf16(raw):
+            raise CorpusError(f"{name}: every other byte is 0, as in UTF-16; save the file as UTF-8")
+        try:
+            line = raw.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise CorpusError(
+                f"{name}: line {number}, byte {offset + error.start} of the file's text: "
+                f"0x{raw[error.start]:02x} is not UTF-8 here; save the file as UTF-8"
+            ) from None
+        offset += len(raw)
+        yield line.removeprefix("\ufeff") if number == 1 else line
 
 
 def _is_utf16(line: bytes) -> bool:
@@ -170,7 +179,8 @@ def _is_utf16(line: bytes) -> bool:
     return len(line) > 3 and min(zeros) < 0.1 and max(zeros) > 0.9
 
 
-def _without_newline(line: str) -> str:
+def without_newline(line: str) -> str:
+    """Returns a line without what ends it."""
     return line.removesuffix("\n").removesuffix("\r")
 
 
@@ -178,7 +188,7 @@ def _table(path: str, kind: str) -> Iterator[tuple[int, list[str]]]:
     """(line, cells) of CSV, or of TSV, which has no quotes: a tab always parts two cells."""
     if kind == "tsv":
         for number, line in enumerate(_lines(path), start=1):
-            yield number, _without_newline(line).split("\t")
+            yield number, without_newline(line).split("\t")
         return
     csv.field_size_limit(2**31 - 1)  # 128 KiB else, for the whole process
     reader = csv.reader(_lines(path), strict=True)

@@ -16,12 +16,12 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import LoggerType
 
 from textvae import checkpoint
 from textvae.distributed import agreed
 from textvae.durations import parse_duration
-from textvae.errors import CheckpointError, Interrupted, TrainingError, UserError, suggest
+from textvae.errors import CheckpointError, CorpusError, Interrupted, TrainingError, UserError
+from textvae.evaluation.refined import Refining
 from textvae.evaluation.report import quick
 from textvae.folders import LARGEST_STEP, locked
 from textvae.recipe import Recipe
@@ -33,6 +33,7 @@ from textvae.training.steps import Position, take_step
 from textvae.training.telemetry import FAR, Telemetry
 from textvae.types import Batch
 
+EVALUATED_TOGETHER = 512  # sentences a batch: terms that compare each with each take their square in memory
 SKIPS_ALLOWED = 10  # steps without finite gradients in a row, before the training is given up
 
 
@@ -114,11 +115,8 @@ def _check_machine(recipe: Recipe) -> None:
     training = recipe.training
     if training.precision == "fp16" and not torch.cuda.is_available():
         raise UserError("training.precision: got fp16, which needs a GPU, and there is none; take bf16 or fp32")
-    known = [str(kind) for kind in LoggerType if kind != LoggerType.ALL]
     installed = [str(kind) for kind in get_available_trackers()]
     for name in training.trackers:
-        if name not in known:
-            raise UserError(f"training.trackers: got {name!r}{suggest(name, known)}")
         if name not in installed:
             raise UserError(f"training.trackers: {name} is not installed; pip install {name}, or leave it out")
 
@@ -132,7 +130,7 @@ def _run(
     telemetry: Telemetry,
 ) -> None:
     training = recipe.training
-    due = _evaluation_due(recipe, experiment.horizon.steps_per_epoch)
+    due, after_epoch = _evaluation_due(recipe, experiment.horizon.steps_per_epoch)
     total_steps = experiment.horizon.total_steps
     max_epochs = training.max_epochs
     began = time.monotonic() - position.elapsed_s
@@ -169,12 +167,14 @@ def _run(
                 if verdict == "stop":
                     break
             else:
+                if not position.step_in_epoch:
+                    raise CorpusError(
+                        "the stream's training part gives no step: it has too few sentences that data keeps, for "
+                        f"batches of {training.accumulation * accelerator.num_processes} pieces"
+                    )
                 position.epoch += 1
                 position.step_in_epoch = 0
-                if (
-                    experiment.horizon.steps_per_epoch is None
-                    and parse_duration(training.evaluate_every)[1] == "epochs"
-                ):
+                if after_epoch(position.epoch):
                     verdict = evaluate()
                     save()
                 continue
@@ -206,17 +206,19 @@ def _evaluate(
     """Measures on the validation part, keeps the best parameters; returns "keep", "decay" or "stop"."""
     training = recipe.training
     model = experiment.measured
+    refining = recipe.training.semi_amortized
     numbers = quick(
-        model,
+        model if refining is None else Refining(model, refining, recipe.seed),
         (
             Batch(*(t.to(accelerator.device) for t in batch))
-            for _, batch in evaluation_batches(experiment.validation, experiment.pad_id)
+            for _, batch in evaluation_batches(experiment.validation, experiment.pad_id, at_most=EVALUATED_TOGETHER)
         ),
         generator=generator(recipe.seed, 0, device=accelerator.device),
         measure=experiment.objective.measure,
         together=True,
     )
-    numbers["loss"] = experiment.objective.final(numbers, experiment.objective.weights(FAR))
+    final = experiment.objective.weights(FAR)
+    numbers["loss"] = experiment.objective.final(numbers, final)
     numbers = agreed(numbers)  # what follows is decided by them, and rounding may differ from device to device
     if position.aggressive and numbers["mutual_information"] < position.numbers.get("mutual_information", 0.0):
         position.aggressive = False
@@ -225,12 +227,16 @@ def _evaluate(
     value = numbers[training.monitor]
     # More is better only for these; every other figure is a cost.
     sign = -1.0 if training.monitor in ("mutual_information", "active_units") else 1.0
+    if training.monitor == "loss" and position.best_numbers:
+        # A controller's weight at the end is not known before: both are weighed by what it is now.
+        position.best = experiment.objective.final(position.best_numbers, final)
     # A first figure that is not finite would never be beaten.
     gained = position.best is None or not math.isfinite(position.best) or sign * value < sign * position.best
     # Parameters that give no finite likelihood are worth nothing, even as the first.
     gained = gained and math.isfinite(numbers["reconstruction"])
     if gained:
         position.best, position.best_step, position.stalled = value, position.step, 0
+        position.best_numbers = numbers
         if accelerator.is_main_process:
             checkpoint.save_weights(model, folder / checkpoint.WEIGHTS)
     else:
@@ -277,14 +283,20 @@ def _save(experiment: Experiment, accelerator: Accelerator, position: Position, 
     checkpoint.save_checkpoint(folder, position.step, experiment.unwrapped, state, asdict(position))
 
 
-def _evaluation_due(recipe: Recipe, steps_per_epoch: int | None) -> Callable[[int], bool]:
+def _evaluation_due(recipe: Recipe, steps_per_epoch: int | None) -> tuple[Callable[[int], bool], Callable[[int], bool]]:
+    """Whether an evaluation is due after a step, and whether one is after a pass over a stream of unknown length."""
     amount, unit = parse_duration(recipe.training.evaluate_every)
     if unit == "epochs":
         if steps_per_epoch is None:
-            return lambda step: False  # at the end of each pass over the stream instead
+            if amount != round(amount):
+                raise UserError(
+                    f"training.evaluate_every: got {recipe.training.evaluate_every!r}; how long an epoch of a stream "
+                    "is, is not known before its end: take whole epochs, or a number of steps"
+                )
+            return (lambda step: False), (lambda epoch: epoch % round(amount) == 0)
         amount *= steps_per_epoch
     every = max(1, round(amount))
-    return lambda step: step % every == 0
+    return (lambda step: step % every == 0), (lambda epoch: False)
 
 
 @contextlib.contextmanager

@@ -91,12 +91,13 @@ def prepare(recipe: Recipe, folder: Path, accelerator: Accelerator, *, resume: b
     model = build.build_model(recipe, tokenizer, trust_code=trust_code)
     if recipe.training.start_from is not None and latest is None:
         _start_from(recipe.training.start_from, model, tokenizer, trust_code)
+    batches = _batches(recipe, encoded, tokenizer, accelerator)
+    horizon = _horizon(recipe, batches.steps_per_epoch)
+    lengths = _compared(horizon, batches.steps_per_epoch, folder, latest)
     if accelerator.is_main_process:
         tokenizer.save(str(folder / checkpoint.TOKENIZER))
         checkpoint.write_text(folder / checkpoint.RECIPE, dump(recipe))
 
-    batches = _batches(recipe, encoded, tokenizer, accelerator)
-    horizon = _horizon(recipe, batches.steps_per_epoch)
     objective = build.build_objective(recipe, horizon, trust_code=trust_code)
     training = recipe.training
     rate = build.build_timed(RATES, training.lr_schedule, horizon, "training.lr_schedule", trust_code=trust_code)
@@ -152,6 +153,8 @@ def prepare(recipe: Recipe, folder: Path, accelerator: Accelerator, *, resume: b
         notes=[
             *_notes(recipe, corpus, encoded, tokenizer, model),
             *(["no checkpoint to go on from: it starts from the beginning"] if anew else []),
+            *([f"nothing to go on from in {folder}: a new run"] if resume and latest is None and not anew else []),
+            *lengths,
         ],
         position=position,
     )
@@ -274,6 +277,27 @@ def _horizon(recipe: Recipe, steps_per_epoch: int | None) -> Horizon:
     if not ends and training.max_epochs is None:
         raise TrainingError("training: max_epochs or max_steps is needed, or the training has no end")
     return Horizon(steps_per_epoch, min(ends) if ends else None)
+
+
+def _compared(horizon: Horizon, steps_per_epoch: int | None, folder: Path, latest: Path | None) -> list[str]:
+    """What there is to say of a resumed training whose length has changed.
+
+    Raises:
+        TrainingError: it would end before the step that it has reached.
+    """
+    if latest is None:
+        return []
+    reached, total = int(latest.name.removeprefix("step-")), horizon.total_steps
+    before = _horizon(load_recipe(folder / checkpoint.RECIPE), steps_per_epoch).total_steps
+    if total == before:
+        return []
+    if total is not None and total < reached:
+        raise TrainingError(
+            f"training.max_steps, training.max_epochs: the training would end at step {total:,}, and {folder} stands "
+            f"at step {reached:,}; a resumed training can be longer, not shorter"
+        )
+    ends = [f"{steps:,} steps" if steps is not None else "no known number of steps" for steps in (before, total)]
+    return [f"the training had {ends[0]} and has {ends[1]} now: schedules over the whole of it go by that"]
 
 
 def _notes(

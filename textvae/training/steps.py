@@ -11,7 +11,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from textvae.distributed import average_gradients, mean_over_processes
+from textvae.distributed import average_gradients, mean_over_processes, reached, with_all
 from textvae.recipe import Recipe
 from textvae.seeds import generator, mix, seed_all
 from textvae.text.batching import Batches, Step
@@ -31,6 +31,7 @@ class Position:
     step_in_epoch: int = 0
     best: float | None = None
     best_step: int = 0
+    best_numbers: dict[str, float] = field(default_factory=dict)  # of the evaluation at that step
     stalled: int = 0  # evaluations without gain in a row
     decays: int = 0
     skipped: int = 0  # steps without finite gradients, in all
@@ -66,18 +67,21 @@ def take_step(
     if position.aggressive:
         _refine_encoder(experiment, recipe, accelerator, position)
 
-    losses = _backward(experiment, recipe, accelerator, step, position.step)
+    losses, found = _backward(experiment, recipe, accelerator, step, position.step)
     if position.aggressive:
         _forget(experiment.encoder_parameters)
     norm = _clip(accelerator, model, recipe.training.gradient_clip)
     # Every process sees the same averaged gradient, so all take or leave the step together. A signal reaches them at
     # different steps; those who stopped alone would leave the others in a collective that nobody answers.
     said = torch.tensor([float(stopping()), float(step.tokens)]).to(losses.figures, non_blocking=True)
-    everyones = mean_over_processes(torch.cat([losses.figures, said]))
-    figures, (asked, tokens) = everyones[:-2], everyones[-2:]
+    used = torch.tensor(found, dtype=said.dtype).to(said, non_blocking=True)
+    everyones = mean_over_processes(torch.cat([losses.figures, said, used]))
+    figures, (asked, tokens), used = everyones.split([len(losses.figures), len(said), len(found)])
     finite = torch.isfinite(norm) & torch.isfinite(figures[0])
-    answers = torch.stack([finite.float(), asked, tokens]).tolist()  # the step's one wait for a GPU
+    answers = torch.cat([torch.stack([finite.float(), asked, tokens]), used]).tolist()  # the step's one wait for a GPU
     taken, stop, counted = bool(answers[0]), answers[1] > 0, round(answers[2] * accelerator.num_processes)
+    # What no process has a gradient for is left alone, as one process leaves it.
+    _forget(p for p, share in zip(experiment.unwrapped.parameters(), answers[3:]) if not share)
     if taken or accelerator.scaler is not None:  # a scaler leaves the step out by itself, and lowers its scale then
         optimizer.step()
     optimizer.zero_grad()
@@ -88,13 +92,17 @@ def take_step(
     position.step_in_epoch += 1
     position.tokens += counted
     position.skipped += not taken
-    losses = losses._replace(figures=figures)
-    telemetry.step(position.step, position.epoch, counted, losses, norm, optimizer.param_groups[0]["lr"])
+    rate = optimizer.param_groups[0]["lr"]
+    telemetry.step(position.step, position.epoch, counted, figures, losses.weights, norm, rate)
     return Outcome(taken, stop)
 
 
-def _backward(experiment: Experiment, recipe: Recipe, accelerator: Accelerator, step: Step, *key: int) -> Losses:
+def _backward(
+    experiment: Experiment, recipe: Recipe, accelerator: Accelerator, step: Step, *key: int
+) -> tuple[Losses, list[bool]]:
     """Gradients of a step's batch, and its losses: figures of all pieces, the rest of the last one.
+
+    With several processes also, of each of the model's parameters, whether this one has a gradient for it.
 
     `key`, the step's number first, decides all of its randomness.
     """
@@ -105,6 +113,7 @@ def _backward(experiment: Experiment, recipe: Recipe, accelerator: Accelerator, 
     shape = (samples * (1 + refining), step.sentences, recipe.model.latent_dim)
     noise = torch.randn(shape, generator=generator(recipe.seed, *key))
     seed_all(mix(recipe.seed, *key, accelerator.process_index))
+    parameters, found = list(experiment.unwrapped.parameters()), list[bool]()
     losses: Losses
     figures: list[Tensor] = []
     for i, piece in enumerate(step.pieces):
@@ -129,18 +138,26 @@ def _backward(experiment: Experiment, recipe: Recipe, accelerator: Accelerator, 
             continue
         last = i == len(step.pieces) - 1
         with contextlib.nullcontext() if last else accelerator.no_sync(model):
+            if i:  # the objective's seed is all processes', what is dropped from a sentence is not
+                seed_all(mix(recipe.seed, *key, accelerator.process_index, i))
             output = model(batch, samples=samples, noise=drawn)
             # The same on every process: a statistic of the whole batch draws the same from the prior.
             seed_all(mix(recipe.seed, *key, i, 7))
-            update_critics(experiment.critics, output)
+            if not i:  # as many steps as without pieces
+                update_critics(experiment.critics, output)
             losses = objective(output, key[0], piece.share)
-            accelerator.backward(losses.total / len(step.pieces))
+            total = losses.total
+            if accelerator.num_processes > 1:
+                here = reached(total, parameters)
+                total = with_all(total, parameters, here)
+                found = [a or b for a, b in zip(found, here)] or here
+            accelerator.backward(total / len(step.pieces))
         figures.append(losses.figures)
     by_hand = list(experiment.term_parameters)
     if recipe.training.semi_amortized is not None:
         by_hand += experiment.unwrapped.parameters()
     average_gradients(by_hand)
-    return losses._replace(figures=torch.stack(figures).mean(0))
+    return losses._replace(figures=torch.stack(figures).mean(0), total=losses.total.detach()), found
 
 
 def _refine_encoder(experiment: Experiment, recipe: Recipe, accelerator: Accelerator, position: Position) -> None:
@@ -154,7 +171,7 @@ def _refine_encoder(experiment: Experiment, recipe: Recipe, accelerator: Acceler
     losses: list[Tensor] = []
     for number in range(settings.steps):
         step = experiment.batches.some(position.step, number)
-        losses.append(_backward(experiment, recipe, accelerator, step, position.step, number + 1).figures[0])
+        losses.append(_backward(experiment, recipe, accelerator, step, position.step, number + 1)[0].figures[0])
         _forget(others)
         if torch.isfinite(_clip(accelerator, experiment.model, recipe.training.gradient_clip)):
             experiment.optimizer.step()

@@ -6,12 +6,13 @@ import json
 import math
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from textvae import checkpoint
@@ -21,7 +22,6 @@ from textvae.recipe import Recipe
 from textvae.text import tokenizers
 from textvae.text.batching import Step
 from textvae.training.setup import Experiment
-from textvae.types import Losses
 
 FAR = 10**12  # a step at which every schedule has come to its end
 COLLAPSED_KL = 0.1  # nats a sequence
@@ -59,7 +59,8 @@ class Telemetry:
         self.collapsed: str | None = None  # what there is to say of the last evaluation
         self.since = time.monotonic()
         self.tokens = 0
-        self.pending: list[tuple[Losses, Tensor]] = []
+        self.steps = 0  # since the last row
+        self.mean: Tensor | None = None  # of their figures and gradient norms
         self.bar = tqdm(
             total=experiment.horizon.total_steps,
             initial=step,
@@ -78,25 +79,38 @@ class Telemetry:
             if step:
                 self._print(f"resumed at step {step:,}")
 
-    def step(self, step: int, epoch: int, tokens: int, losses: Losses, norm: Tensor, rate: float) -> None:
-        """Counts a step, its tokens and losses of all processes, and every `log_every` of them writes a row."""
+    def step(
+        self,
+        step: int,
+        epoch: int,
+        tokens: int,
+        figures: Tensor,
+        weights: Mapping[str, float],
+        norm: Tensor,
+        rate: float,
+    ) -> None:
+        """Counts a step, its tokens and figures of all processes, and every `log_every` of them writes a row."""
+        if not self.main:
+            return
         self.tokens += tokens
-        self.pending.append((losses, norm))
+        self.steps += 1
+        now = torch.cat([figures, norm.detach().to(figures)[None]])
+        self.mean = now if self.mean is None else self.mean + (now - self.mean) / self.steps
         self.bar.update()
-        if step % self.recipe.training.log_every == 0 and self.main:
-            self._train_row(step, epoch, rate)
+        if step % self.recipe.training.log_every == 0:
+            self._train_row(step, epoch, weights, rate)
 
-    def _train_row(self, step: int, epoch: int, rate: float) -> None:
+    def _train_row(self, step: int, epoch: int, weights: Mapping[str, float], rate: float) -> None:
         elapsed = time.monotonic() - self.since
         row: dict[str, Any] = {"step": step, "epoch": epoch, "part": "train", "learning_rate": rate}
-        row["loss"], *terms = torch.stack([losses.figures for losses, _ in self.pending]).mean(0).tolist()
-        for (name, weight), term in zip(self.pending[-1][0].weights.items(), terms):
+        assert self.mean is not None
+        row["loss"], *terms, norm = self.mean.tolist()
+        for (name, weight), term in zip(weights.items(), terms):
             row[name], row[f"{name}_weight"] = term, weight
-        row["gradient_norm"] = float(torch.stack([norm for _, norm in self.pending]).mean())
+        row["gradient_norm"] = norm
         row["tokens_per_s"] = self.tokens / max(elapsed, 1e-9)
         self.bar.set_postfix_str(f"{row['tokens_per_s']:,.0f} tokens/s, loss {row['loss']:.2f}")
-        self.pending.clear()
-        self.tokens, self.since = 0, time.monotonic()
+        self.mean, self.steps, self.tokens, self.since = None, 0, 0, time.monotonic()
         self._write(row)
 
     def evaluation(
@@ -155,6 +169,8 @@ class Telemetry:
         # A training cut short has not reached the top of a schedule that is longer than itself.
         later = [*range(0, total, max(1, total // 500)), FAR]
         schedules = self.experiment.objective.schedules
+        if any(isinstance(schedule, nn.Module) for schedule in schedules.values()) and step < total:
+            return False  # a controller still lowers what it has raised
         return all(weight >= 0.999 * max(schedules[name](s) for s in later) for name, weight in weights.items())
 
     def note(self, text: str) -> None:
