@@ -28,7 +28,7 @@ from textvae.latent import fitted
 from textvae.latent.vmf import VonMisesFisher
 from textvae.model import SequenceVAE
 from textvae.recipe import Generation, Recipe
-from textvae.seeds import mix
+from textvae.seeds import mix, set_aside
 from textvae.text import corpora, tokenizers
 from textvae.text.batching import ListStore, evaluation_batches
 from textvae.types import Batch, Tokenizer
@@ -177,8 +177,7 @@ class TextVAE(HubMixin):
         prior = self.fitted_prior or self.model.prior
         assert prior is not None
         # torch's distributions draw from the global state; it is put back afterwards.
-        with torch.random.fork_rng(devices=[]), torch.inference_mode():
-            torch.manual_seed(self._agreed(seed))
+        with set_aside(self._agreed(seed), self.device), torch.inference_mode():
             z: Tensor = prior().sample(torch.Size([n]))
         return z.cpu()
 

@@ -15,6 +15,7 @@ from textvae.nets.heads import HEADS
 from textvae.objective import RECONSTRUCTIONS
 from textvae.recipe import MONITORS, Recipe, Section
 from textvae.registry import takes_positional
+from textvae.seeds import set_aside
 from textvae.types import VAEOutput
 
 CRITICS = ("wasserstein_critic", "adversarial")
@@ -155,8 +156,7 @@ def tried(recipe: Recipe) -> list[str]:
     dimensions, features = min(model.latent_dim, LARGEST_TRIED), 8
     path, found = "model.posterior", []
     # The caller's random state stays as it was.
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    with set_aside(0):
         try:
             posterior_of = POSTERIORS.build(_small(model.posterior.as_dict()), features, dimensions, path=path)
             posterior = posterior_of(torch.randn(8, features))

@@ -258,7 +258,9 @@ class Training(Frozen):
         default="loss",
         description="the validation figure that picks the best checkpoint; loss is the objective at its final weights",
     )
-    early_stopping: Count | None = Field(default=None, description="evaluations without gain before the end")
+    early_stopping: Count | None = Field(
+        default=None, description="evaluations without gain in a row before the end; a decay starts the count anew"
+    )
     save_every: Count | None = Field(default=None, description="steps between checkpoints, besides evaluations")
     log_every: Count = 50
     trackers: list[str] = Field(default_factory=list, description="accelerate's trackers by name: tensorboard, ...")

@@ -31,12 +31,27 @@ def seed_all(seed: int) -> None:
 
 
 @contextlib.contextmanager
+def set_aside(seed: int, device: torch.device | str = "cpu") -> Iterator[None]:
+    """Within it the global states of the CPU and a device are a seed's, which is for what draws from those alone.
+
+    They are put back afterwards, and no other device's is touched (`torch.manual_seed` seeds all).
+    """
+    used = torch.device(device)
+    cuda = [used] if used.type == "cuda" else []
+    with torch.random.fork_rng(devices=cuda):
+        torch.default_generator.manual_seed(seed)
+        for each in cuda:
+            with torch.cuda.device(each):
+                torch.cuda.manual_seed(seed)
+        yield
+
+
+@contextlib.contextmanager
 def drawn_from(generator: torch.Generator | None) -> Iterator[None]:
     """Within it what draws from the global state alone draws from `generator`'s; the global state is put back."""
     if generator is None:
         yield
         return
     seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
-    with torch.random.fork_rng(devices=[] if generator.device.type == "cpu" else [generator.device]):
-        torch.manual_seed(seed)
+    with set_aside(seed, generator.device):
         yield

@@ -18,6 +18,7 @@ from textvae.evaluation.bounds import evaluating, perplexity
 from textvae.model import SequenceVAE
 from textvae.optimizers import OPTIMIZERS
 from textvae.recipe import Recipe
+from textvae.seeds import set_aside
 from textvae.text import tokenizers
 from textvae.text.batching import ListStore, collate, evaluation_batches, plan
 from textvae.types import Batch, Tokenizer
@@ -110,9 +111,7 @@ def language_model(
         validation, texts = texts[::HELD_OUT], [text for i, text in enumerate(texts) if i % HELD_OUT]
     tokenizer = tokenizer or tokenizers.train({"kind": "word"}, itertools.chain(texts, validation))
     train, held_out = (ListStore(tokenizer.encode(list(part))) for part in (texts, validation))
-    cuda = [torch.device(device)] if torch.device(device).type == "cuda" else []
-    with torch.random.fork_rng(devices=cuda), torch.inference_mode(False), torch.enable_grad():
-        torch.manual_seed(seed)
+    with set_aside(seed, device), torch.inference_mode(False), torch.enable_grad():
         model = build.build_model(_recipe(hidden_dim, dropout, steps), tokenizer).to(device)
         _train(model, train, held_out, tokenizer.pad_id, steps=steps, seed=seed, lr=lr, on_step=on_step)
     return LanguageModel(model.requires_grad_(False), tokenizer)

@@ -14,6 +14,7 @@ from textvae.errors import CheckpointError, MissingExtraError, UserError, sugges
 from textvae.latent.flows import FlowPrior
 from textvae.latent.priors import MixturePrior
 from textvae.registry import Registry
+from textvae.seeds import set_aside
 
 FLOW_STEPS = 1000
 FLOW_ROWS = 256  # a step
@@ -232,9 +233,7 @@ def _spread_out(rows: Tensor, count: int, generator: torch.Generator | None) -> 
 def _fit_flow(means: Tensor, scales: Tensor, generator: torch.Generator | None) -> FlowPrior:
     dimensions = means.shape[1]
     means, scales = means.float(), scales.float()
-    with torch.random.fork_rng(devices=[]):
-        if generator is not None:
-            torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
+    with set_aside(int(torch.randint(2**62, (), generator=generator))):
         prior = FlowPrior(dimensions)
     prior.shift.copy_(means.mean(0))
     width = (means.var(0, correction=0) + scales.square().mean(0)).sqrt()

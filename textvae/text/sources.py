@@ -170,7 +170,10 @@ def _from_hub(data: Data) -> dict[Part, Raw]:
     try:
         found = datasets.load_dataset(hub.name, hub.config, revision=hub.revision, streaming=data.streaming)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        raise CorpusError(f"data.hub: {where} cannot be loaded: {str(error).strip()}") from error
+        hint = ""
+        if isinstance(error, ConnectionError):
+            hint = ". Without the Hub name files of your own: 'data.files={train: train.txt, validation: valid.txt}'"
+        raise CorpusError(f"data.hub: {where} cannot be loaded: {str(error).strip()}{hint}") from error
     splits: dict[Part, str] = choose_splits(found, data, where)
     return {part: _table_part(found[split], split, part, data, where) for part, split in splits.items()}
 

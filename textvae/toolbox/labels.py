@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from textvae.errors import UserError, suggest
 from textvae.generation import given
 from textvae.latent import fitted
+from textvae.seeds import set_aside
 
 if TYPE_CHECKING:
     from textvae.api import TextVAE
@@ -36,11 +37,7 @@ class LabelledPrior:
         if label not in self.priors:
             raise UserError(f"label: got {label!r}{suggest(label, self.priors)}")
         n, seed = given.count(n, "n"), given.seed(seed)
-        with torch.random.fork_rng(devices=[]), torch.inference_mode():
-            if seed is None:
-                torch.seed()
-            else:
-                torch.manual_seed(seed)
+        with set_aside(torch.Generator().seed() if seed is None else seed), torch.inference_mode():
             z: Tensor = self.priors[label]().sample(torch.Size([n]))
         return z.cpu()
 

@@ -13,12 +13,12 @@ if TYPE_CHECKING:
 def unknown_words(vae: TextVAE, texts: Sequence[str]) -> list[str]:
     """Returns the words of texts that the vocabulary lacks, each once, in the order in which they come.
 
-    A vocabulary of characters lacks a word where it lacks one of its characters; one of bytes lacks none.
+    Of a text that is read by character, the characters; a vocabulary of bytes lacks none.
     """
     tokenizer, found = vae.tokenizer, dict[str, None]()
     for text, ids in zip(texts, vae.ids(texts)):
         if tokenizer.unk_id in ids:
-            words = text.split()
+            words = list(text) if len(ids) == len(text) + 2 else text.split()  # <s> and </s> beside each character
             found |= {word: None for word, own in zip(words, vae.ids(words)) if tokenizer.unk_id in own}
     return list(found)
 
