@@ -254,7 +254,9 @@ def test_a_hub_that_does_not_answer_is_an_error_for_a_person(monkeypatch):
         raise ConnectionError("Couldn't reach 'some/set' on the Hub")
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    with pytest.raises(CorpusError, match=r"data\.hub: data set 'some/set' cannot be loaded: Couldn't reach.*Without the Hub"):
+    with pytest.raises(
+        CorpusError, match=r"data\.hub: data set 'some/set' cannot be loaded: Couldn't reach.*Without the Hub"
+    ):
         load(Data(hub={"name": "some/set"}))
 
 
