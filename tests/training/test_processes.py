@@ -116,15 +116,22 @@ def with_idle_parts(values) -> None:
     values["objective"] = {"mmd": {"kind": "mmd"}, "bag": {"kind": "bag_of_words", "weight": weight}}
 
 
-@pytest.mark.parametrize("processes", [2, 4])
-@pytest.mark.parametrize("change", [of_the_batch, controlled, with_idle_parts], ids=lambda change: change.__name__)
+@pytest.mark.parametrize(
+    ("change", "processes"),
+    [
+        *((of_the_batch, 2), (of_the_batch, 4), (controlled, 2), (with_idle_parts, 2)),
+        pytest.param(controlled, 4, marks=pytest.mark.slow),
+        pytest.param(with_idle_parts, 4, marks=pytest.mark.slow),
+    ],
+    ids=lambda value: getattr(value, "__name__", str(value)),
+)
 def test_several_processes_give_the_parameters_of_one(small, tmp_path, change, processes):
     change(small)
     one = train(Recipe.model_validate(small), tmp_path / "one", quiet=True)
     assert_same(one, trained(small, tmp_path, tmp_path / "many", processes))
 
 
-@pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1), (2, 4)])
+@pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1), pytest.param(2, 4, marks=pytest.mark.slow)])
 def test_a_run_goes_on_with_another_number_of_processes_as_if_nothing_had_been(small, tmp_path, before, after):
     controlled(small)
     whole = train(Recipe.model_validate(small), tmp_path / "whole", quiet=True)
