@@ -85,6 +85,12 @@ def values(corpus_files: dict[str, str]) -> dict:
     }
 
 
+def has_rows(run: Path) -> bool:
+    """Whether a training has written its first row: all of its processes listen to signals by then."""
+    rows = run / "metrics.jsonl"
+    return rows.exists() and rows.stat().st_size > 0
+
+
 def tiny_model(**changes: object) -> dict:
     """The model section of a run that is there in a second and knows nothing."""
     sizes = {"embedding_dim": 8, "encoder": {"hidden_dim": 8}, "decoder": {"hidden_dim": 8}}

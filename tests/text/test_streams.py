@@ -12,7 +12,7 @@ import time
 import pytest
 import torch
 import yaml
-from conftest import ROOT, sentences
+from conftest import ROOT, has_rows, sentences
 from safetensors.torch import load_file
 
 from textvae.checkpoint import latest_checkpoint
@@ -249,8 +249,7 @@ def test_an_interruption_that_reaches_the_workers_too_still_saves(small, tmp_pat
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     started = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True)
     deadline = time.monotonic() + 120
-    rows = run / "metrics.jsonl"
-    while not (rows.exists() and rows.stat().st_size):  # with its first row it listens to signals
+    while not has_rows(run):
         assert started.poll() is None, started.stderr.read()
         assert time.monotonic() < deadline
         time.sleep(0.05)

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from conftest import has_rows
 from safetensors.torch import load_file
 
 import textvae
@@ -177,16 +178,11 @@ def test_killed_in_the_middle_of_an_epoch_and_resumed_ends_bit_identical(values,
     ]
 
 
-def rows_there(run: Path) -> bool:
-    """Whether a training has written its first row: it listens to signals by then."""
-    return (run / "metrics.jsonl").exists() and (run / "metrics.jsonl").stat().st_size > 0
-
-
 def test_terminated_politely_it_saves_and_can_be_resumed(values, tmp_path):
     values["training"].update(max_steps=4000, evaluate_every=4000)
     run = tmp_path / "run"
     process = subprocess.Popen(command(values, tmp_path, "--out", str(run)), env=environment(), stderr=subprocess.PIPE)
-    while not rows_there(run):
+    while not has_rows(run):
         assert process.poll() is None
         time.sleep(0.01)
     process.send_signal(signal.SIGTERM)

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from conftest import ROOT
+from conftest import ROOT, has_rows
 from safetensors.torch import load_file
 
 from textvae.checkpoint import latest_checkpoint
@@ -196,7 +196,7 @@ def test_stopped_politely_several_processes_save_together_and_say_so_in_one_line
         command(small, tmp_path, run, "--processes", "2"), env=environment(), stderr=subprocess.PIPE, text=True
     )
     try:
-        wait_for(started, (run / "metrics.jsonl").exists)  # a row a step
+        wait_for(started, lambda: has_rows(run))
         started.send_signal(number)
         _, said = started.communicate(timeout=60)
     finally:
@@ -216,7 +216,7 @@ def test_a_signal_to_one_process_stops_all_at_the_same_step(small, tmp_path):
         command(small, tmp_path, run, "--processes", "2"), env=environment(), stderr=subprocess.PIPE, text=True
     )
     try:
-        wait_for(started, (run / "metrics.jsonl").exists)
+        wait_for(started, lambda: has_rows(run))
         os.kill(ranks_of(started)[1], signal.SIGTERM)
         _, said = started.communicate(timeout=60)
     finally:
