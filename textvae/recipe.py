@@ -236,7 +236,9 @@ class Training(Frozen):
     batch_size: Count = Field(default=32, description="sentences an optimiser step, over all processes")
     batch_tokens: Count | None = Field(default=None, description="padded tokens a step at most, besides batch_size")
     bucket_batches: Count = Field(default=100, description="batches' worth of sentences sorted by length together")
-    accumulation: Count = Field(default=1, description="pieces a batch is worked through in, for memory")
+    accumulation: Count = Field(
+        default=1, description="pieces a batch is worked through in, for memory; statistics of a batch are of a piece"
+    )
     max_epochs: Count | None = None
     max_steps: Count | None = None
     samples: Count = Field(default=1, description="draws of z a sentence in a step")
