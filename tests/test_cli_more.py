@@ -155,6 +155,7 @@ def test_a_comparison_says_the_same_again_and_of_every_figure(folder, run, capfd
     assert figures["samples.distinct_2"]["beyond_noise"] is None
     assert any(name.startswith("aggregate.") for name in figures)
     assert not [name for name in figures if name.startswith(("settings", "per_sentence"))]
+    assert not [name for name in figures if name.endswith(("count", "_sentences", "_reference", "_ceiling", "_error"))]
 
 
 def test_no_sample_is_asked_of_a_fitted_prior(run):

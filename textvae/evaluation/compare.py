@@ -14,7 +14,8 @@ from textvae.evaluation import bounds, intervals
 
 LIKELIHOODS = ("nll_elbo", "nll_iw")
 PERPLEXITIES = {"ppl_elbo": "nll_elbo", "ppl_iw": "nll_iw"}  # of the same tokens, a function of the mean
-NO_FIGURES = ("settings", "per_sentence", "dropped")
+NO_FIGURES = ("settings", "per_sentence", "dropped", "count", "reference_sentences", "train_sentences")
+BESIDE = ("_ceiling", "_expected", "_reference", "_standard_error")  # what a figure is to be read by, not one
 COUNTS = ("sentences", "target_tokens", "iw_samples", "unknown_tokens", "mutual_information_ceiling", "iw_ess_low")
 
 
@@ -155,11 +156,13 @@ def side_by_side(
 
 
 def _figures(result: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, int | float]]:
-    """The numbers of an evaluation by key path, what it was made by and of how many left out."""
+    """The figures of an evaluation by key path; what it was made by, counts, ceilings and errors are left out."""
     for name, value in result.items():
-        if isinstance(value, Mapping) and name not in NO_FIGURES:
+        if name in (*NO_FIGURES, *COUNTS) or name.endswith(BESIDE):
+            continue
+        if isinstance(value, Mapping):
             yield from _figures(value, f"{path}{name}.")
-        elif type(value) in (int, float) and name not in COUNTS:
+        elif type(value) in (int, float):
             yield f"{path}{name}", value
 
 
