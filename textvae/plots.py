@@ -68,7 +68,7 @@ def _latent_axes(middle: Any, right: Any, train: Rows, validation: Rows) -> None
     middle.set_ylim(bottom=min(0.0, middle.get_ylim()[0]))
     _line(right, validation, "active_units", "active units", marker="o")
     right.set(xlabel="step", ylabel="dimensions", title="Active units")
-    right.set_ylim(bottom=0)
+    right.set_ylim(0, max(1.0, right.get_ylim()[1]))  # of none at all matplotlib would show hundredths
     right.yaxis.get_major_locator().set_params(integer=True)
     _legend_below(right)
 
