@@ -29,6 +29,15 @@ def test_total_is_reconstruction_plus_weighted_terms_and_weight_one_is_the_negat
         assert losses.weights == {"reconstruction": 1.0, "kl": pytest.approx(weight)}
 
 
+def test_weights_that_are_given_stand_for_the_schedules():
+    out = output()
+    objective = Objective(CrossEntropy(), {"kl": (KL(), Linear(HORIZON, over=10))})
+    for weight in (0.0, 0.3, torch.tensor(0.3)):
+        given = objective(out, 10, weights={"kl": weight})
+        torch.testing.assert_close(given.total, given.terms["reconstruction"] + weight * given.terms["kl"])
+    assert float(objective(out, 10).total) != pytest.approx(float(given.total))
+
+
 def test_shares_of_pieces_average_to_the_mean_over_sentences():
     out = output()
     objective = Objective(CrossEntropy(), {"kl": (KL(), Constant(HORIZON, value=2.0))})

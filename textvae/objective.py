@@ -136,7 +136,14 @@ class Objective(nn.Module):
             if not isinstance(divergence, HeadTerm)
         }
 
-    def forward(self, output: VAEOutput, step: int, share: float = 1.0) -> Losses:
+    def forward(
+        self,
+        output: VAEOutput,
+        step: int,
+        share: float = 1.0,
+        *,
+        weights: Mapping[str, float | Tensor] | None = None,
+    ) -> Losses:
         """Returns the losses of one batch.
 
         Args:
@@ -145,10 +152,12 @@ class Objective(nn.Module):
             share: factor of what is averaged over sentences, where this batch is one piece of a step's
                 batch: B * pieces / (sentences of the step), so that the mean over pieces is the mean over
                 sentences. Terms of the whole batch, (), are not touched.
+            weights: the terms' weights where the schedules are not to be asked, () tensors or numbers.
         """
         reconstruction = self.reconstruction(output).mean()
         total = share * reconstruction
-        terms, weights, figures = {"reconstruction": reconstruction}, {"reconstruction": 1.0}, [total]
+        terms, figures = {"reconstruction": reconstruction}, [total]
+        used: dict[str, Any] = {"reconstruction": 1.0}
         for name, divergence in self.divergences.items():
             if isinstance(divergence, HeadTerm):
                 value = divergence.of_output(output)
@@ -159,13 +168,13 @@ class Objective(nn.Module):
             schedule = self.schedules[name]
             # Only controllers hold state, and only they read the value: for the others no process waits.
             measured = _mean_of_rows(value.detach(), share) if isinstance(schedule, nn.Module) else None
-            weights[name] = schedule(step, measured)
+            used[name] = weight = schedule(step, measured) if weights is None else weights[name]
             terms[name] = value.mean()
             figures.append(share * terms[name] if value.dim() else terms[name])
-            if weights[name] != 0.0:
-                total = total + weights[name] * figures[-1]
+            if isinstance(weight, Tensor) or weight != 0.0:
+                total = total + weight * figures[-1]
         seen = torch.stack([figure.detach().float() for figure in (total, *figures)])
-        return Losses(total, {name: term.detach() for name, term in terms.items()}, weights, seen)
+        return Losses(total, {name: term.detach() for name, term in terms.items()}, used, seen)
 
 
 def _mean_of_rows(value: Tensor, share: float) -> Tensor:

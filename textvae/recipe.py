@@ -255,6 +255,9 @@ class Training(Frozen):
     )
     gradient_clip: Annotated[float, Field(gt=0)] | None = 5.0
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    cuda_graphs: bool = Field(
+        default=True, description="on one GPU, start the kernels of a batch's shape together once it was seen before"
+    )
     evaluate_every: str | Count = Field(default="1 epoch", description="steps, or epochs as in '1 epoch'")
     monitor: str = Field(
         default="loss",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import statistics
 import subprocess
@@ -34,9 +35,9 @@ def main() -> None:
     # Both ways a GPU multiplies float32: by cuBLAS and by cuDNN, whose default is TF32.
     torch.set_float32_matmul_precision("high" if options.precision == "tf32" else "highest")
     torch.backends.cudnn.allow_tf32 = options.precision == "tf32"
-    chosen = Options(torch.device(options.device), options.optimizer, options.quick, options.precision)
+    chosen = _chosen(options)
     if options.side:
-        print(json.dumps(_memory_of_one(CASES[options.only[0]](chosen), options.side, chosen.device)))
+        print(json.dumps(_memory_of_one(CASES[options.only[0]](chosen), options.side)))
         return
     if not options.json:
         print(f"torch {torch.__version__}, {options.threads} threads, {options.device}, {options.repeats} repeats")
@@ -51,7 +52,8 @@ def measure(name: str, case: Case, options: argparse.Namespace) -> dict[str, obj
     """Runs both sides by turns, the first alternating; medians, and the spread of ours as its range over its median."""
     row: dict[str, object] = {"case": name, "unit": case.unit}
     names = ["ours"] if case.textbook is None else ["ours", "textbook"]
-    memory = {side: case.peak(side) if case.peak else _child(name, side, options) for side in names}
+    measured = _memory_on_gpu if torch.device(options.device).type == "cuda" else _child
+    memory = {side: case.peak(side) if case.peak else measured(name, side, options) for side in names}
     row |= {"peak_mib": memory["ours"], "peak_mib_textbook": memory.get("textbook")}
     if case.memory_only:
         return row | {"per_second": None, "ratio_to_textbook": None, "share_of_limit": None}
@@ -96,12 +98,30 @@ def _child(name: str, side: str, options: argparse.Namespace) -> float | None:
     return json.loads(printed)
 
 
-def _memory_of_one(case: Case, side: str, device: torch.device) -> float:
+def _memory_on_gpu(name: str, side: str, options: argparse.Namespace) -> float:
+    """Peak memory of one run on a GPU, MiB above what lies there already: it can be told without a process for it."""
+    gc.collect()
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats(options.device)
+    before = torch.cuda.memory_allocated(options.device)
+    _run_once(CASES[name](_chosen(options)), side)
+    return (torch.cuda.max_memory_allocated(options.device) - before) / 2**20
+
+
+def _memory_of_one(case: Case, side: str) -> float:
     before = peak()
+    _run_once(case, side)
+    return peak() - before
+
+
+def _run_once(case: Case, side: str) -> None:
     make = case.ours if side == "ours" else case.textbook
     assert make is not None
     make()()
-    return torch.cuda.max_memory_allocated(device) / 2**20 if device.type == "cuda" else peak() - before
+
+
+def _chosen(options: argparse.Namespace) -> Options:
+    return Options(torch.device(options.device), options.optimizer, options.quick, options.precision)
 
 
 def _line(row: dict[str, object]) -> str:

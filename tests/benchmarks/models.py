@@ -20,6 +20,7 @@ from textvae.optimizers import OPTIMIZERS
 from textvae.recipe import Recipe
 from textvae.schedules import RATES, Horizon
 from textvae.text.batching import Step, make_step
+from textvae.training.replay import replay_of
 from textvae.training.setup import Experiment
 from textvae.training.steps import Position, take_step
 from textvae.training.telemetry import Telemetry
@@ -121,6 +122,7 @@ def our_trainer(
         encoder_parameters=[],
         term_parameters=[],
         average=None,
+        replay=replay_of(recipe, wrapped, model, objective, 1),
     )
     folder = tempfile.TemporaryDirectory(prefix="textvae-benchmarks-")
     position = Position()

@@ -340,7 +340,7 @@ def _differentiable(model: torch.nn.Module) -> Iterator[None]:
     """The model in evaluation mode, gradients by z alone; parameters and modes are put back afterwards."""
     frozen = [parameter for parameter in model.parameters() if parameter.requires_grad]
     # cuDNN's recurrent cells have no backward pass in evaluation mode; torch's own have.
-    with bounds.evaluating(model), torch.inference_mode(False), torch.no_grad(), torch.backends.cudnn.flags(False):
+    with bounds.evaluating(model), torch.inference_mode(False), torch.no_grad(), bounds.cudnn(enabled=False):
         try:
             for parameter in frozen:
                 parameter.requires_grad_(False)

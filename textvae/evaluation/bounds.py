@@ -56,13 +56,23 @@ class ImportanceWeighted(NamedTuple):
     tokens: Tensor  # (N,) int64 target tokens
 
 
+def cudnn(**changes: bool) -> Any:
+    """A context in which cuDNN's flags are as they are, but for changes; its own would put defaults in."""
+    flags = torch.backends.cudnn
+    now = {name: getattr(flags, name) for name in ("enabled", "benchmark", "deterministic", "allow_tf32")}
+    return flags.flags(**now | changes)
+
+
 @contextlib.contextmanager
 def evaluating(model: torch.nn.Module) -> Iterator[None]:
-    """The model in evaluation mode and without gradients; each module's mode is put back afterwards."""
+    """The model in evaluation mode and without gradients; each module's mode is put back afterwards.
+
+    And without TF32, which cuDNN's recurrent cells use by default: a figure is the same on each device.
+    """
     before = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
-        with torch.inference_mode():
+        with torch.inference_mode(), cudnn(allow_tf32=False):
             yield
     finally:
         for module, training in before:

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from textvae.errors import UserError
+from textvae.evaluation.bounds import cudnn
 from textvae.evaluation.latents import gaussian_parameters
 from textvae.latent.divergences import kl, shown
 from textvae.latent.posteriors import diagonal_gaussian
@@ -112,10 +113,11 @@ class Refining:
             shape = (len(start), self.settings.steps, start.shape[1] // 2)
             noise = torch.randn(shape, generator=draw, device=start.device, dtype=start.dtype)
             rows = max(1, AT_ONCE // tokens.shape[1])
-            parts = [
-                self._refined(Batch(*part[:2]), part[2], part[3])
-                for part in zip(*(tensor.split(rows) for tensor in (tokens, lengths, start, noise)))
-            ]
+            with cudnn(enabled=False):  # its cells have no backward pass in evaluation mode, torch's own have
+                parts = [
+                    self._refined(Batch(*part[:2]), part[2], part[3])
+                    for part in zip(*(tensor.split(rows) for tensor in (tokens, lengths, start, noise)))
+                ]
         mean, log_scale = torch.cat(parts).chunk(2, dim=-1)
         return diagonal_gaussian(mean, log_scale.exp())
 

@@ -17,6 +17,7 @@ from textvae.registry import Registry
 # accumulation into the weight's gradient, and a product of few rows is slow, however large the vocabulary.
 PIECE_ELEMENTS = 2**23
 PIECE_ROWS = 256
+DEVICE_ELEMENTS = 2**27  # on a GPU, without gradients: there a small piece costs more to start than to compute
 # Without gradients no piece needs all of the vocabulary at once, and smaller blocks stay nearer to the cores.
 BLOCK_ROWS, BLOCK_WORDS = 2048, 1280
 LINE = 16  # float32 numbers in a cache line
@@ -65,12 +66,12 @@ class SoftmaxOutput(nn.Module):
         piece = max(PIECE_ROWS, PIECE_ELEMENTS // self.weight.shape[0])
         smoothing = self.label_smoothing if self.training else 0.0
         asked = any(tensor is not None and tensor.requires_grad for tensor in (hidden, self.weight, self.bias))
+        if runs_ahead(hidden):
+            # The fused form asks for a value in its backward pass, which would stop the device.
+            at_once = len(hidden) if torch.is_grad_enabled() else max(1, DEVICE_ELEMENTS // len(self.weight))
+            parts = zip(hidden.split(max(1, at_once)), targets.split(max(1, at_once)))
+            return torch.cat([self._log_p(part, chosen, smoothing) for part, chosen in parts])
         if asked and torch.is_grad_enabled():
-            if runs_ahead(hidden):
-                # The fused form asks for a value in its backward pass, which would stop the device.
-                logits = F.linear(hidden, self.weight, self.bias)
-                logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-                return -F.cross_entropy(logits, targets, reduction="none", label_smoothing=smoothing)
             result: Tensor = _LogProbability.apply(  # type: ignore[no-untyped-call]
                 hidden, self.weight, self.bias, targets, piece, smoothing
             )
@@ -81,6 +82,12 @@ class SoftmaxOutput(nn.Module):
                 return log_p
         layer = _Layer(hidden, self.weight, self.bias, smoothing, piece)
         return torch.cat([layer.read(h, t).log_p for h, t in zip(hidden.split(piece), targets.split(piece))])
+
+    def _log_p(self, hidden: Tensor, targets: Tensor, smoothing: float) -> Tensor:
+        """log p(target), (N,), the logits kept whole."""
+        logits = F.linear(hidden, self.weight, self.bias)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        return -F.cross_entropy(logits, targets, reduction="none", label_smoothing=smoothing)
 
 
 def _by_powers(hidden: Tensor) -> bool:

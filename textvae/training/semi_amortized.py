@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from textvae.distributed import mean_over_processes
+from textvae.evaluation.bounds import cudnn
 from textvae.evaluation.refined import Settings, clipped, parameters_of, refine
 from textvae.latent.posteriors import diagonal_gaussian
 from textvae.model import SequenceVAE
@@ -202,19 +203,12 @@ def _add(parameters: list[nn.Parameter], gradients: Sequence[Tensor | None]) -> 
 def _same_dropout(model: nn.Module) -> Iterator[None]:
     """A context in which the seed decides all dropout; cuDNN's, between stacked layers, has a state of its own."""
     stacked = any(isinstance(part, nn.RNNBase) and part.training and part.dropout > 0 for part in model.modules())
-    with torch.backends.cudnn.flags(**_cudnn(enabled=False)) if stacked else contextlib.nullcontext():
+    with cudnn(enabled=False) if stacked else contextlib.nullcontext():
         yield
 
 
 @contextlib.contextmanager
 def _full_precision(device: torch.device) -> Iterator[None]:
     """A context without autocast and without TF32, cuDNN's default in float32: both have too few digits."""
-    with torch.autocast(device.type, enabled=False), torch.backends.cudnn.flags(**_cudnn(allow_tf32=False)):
+    with torch.autocast(device.type, enabled=False), cudnn(allow_tf32=False):
         yield
-
-
-def _cudnn(**changes: bool) -> dict[str, Any]:
-    """cuDNN's flags as they are, but for changes; the context manager would put its defaults in."""
-    flags = torch.backends.cudnn
-    now = {name: getattr(flags, name) for name in ("enabled", "benchmark", "deterministic", "allow_tf32")}
-    return now | changes

@@ -26,12 +26,16 @@ from textvae.text import corpora, encoding, grammar, tokenizers
 from textvae.text.batching import Batches, TokenStore
 from textvae.text.streams import Reader, SharedStreamBatches, StreamBatches
 from textvae.training.critics import optimizers
+from textvae.training.replay import Replay, replay_of
 from textvae.types import Schedule, Tokenizer
 
 # What may differ between a run's recipe and the one it is resumed with: how far, and what is shown.
 FREE_TO_CHANGE = {
     "name": None,
-    "training": ("max_epochs", "max_steps", "threads", "trackers", "log_every", "save_every", "early_stopping"),
+    "training": (
+        *("max_epochs", "max_steps", "threads", "trackers", "log_every", "save_every", "early_stopping"),
+        "cuda_graphs",
+    ),
     "evaluation": None,
     "generation": None,
 }
@@ -59,6 +63,7 @@ class Experiment:
     critics: list[tuple[Any, torch.optim.Optimizer]]
     encoder_parameters: list[torch.nn.Parameter]  # of q(z|x)
     term_parameters: list[torch.nn.Parameter]  # of the objective's terms, moved by the model's optimiser
+    replay: Replay | None = None
     notes: list[str] = field(default_factory=list)
     position: dict[str, Any] = field(default_factory=dict)
 
@@ -134,9 +139,10 @@ def prepare(recipe: Recipe, folder: Path, accelerator: Accelerator, *, resume: b
             f"{latest}/{checkpoint.STATE}: is not of this training ({error!r}); "
             f"take {latest} away to go on from the checkpoint before"
         ) from error
+    unwrapped: SequenceVAE = accelerator.unwrap_model(wrapped)
     return Experiment(
         model=wrapped,
-        unwrapped=accelerator.unwrap_model(wrapped),
+        unwrapped=unwrapped,
         objective=objective,
         optimizer=optimizer,
         batches=batches,
@@ -150,6 +156,7 @@ def prepare(recipe: Recipe, folder: Path, accelerator: Accelerator, *, resume: b
         critics=critics,
         encoder_parameters=_encoder_parameters(model),
         term_parameters=objective.trained_with_the_model(),
+        replay=replay_of(recipe, wrapped, unwrapped, objective, accelerator.num_processes),
         notes=[
             *_notes(recipe, corpus, encoded, tokenizer, model),
             *(["no checkpoint to go on from: it starts from the beginning"] if anew else []),

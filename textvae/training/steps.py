@@ -73,15 +73,19 @@ def take_step(
     norm = _clip(accelerator, model, recipe.training.gradient_clip)
     # Every process sees the same averaged gradient, so all take or leave the step together. A signal reaches them at
     # different steps; those who stopped alone would leave the others in a collective that nobody answers.
-    said = torch.tensor([float(stopping()), float(step.tokens)]).to(losses.figures, non_blocking=True)
-    used = torch.tensor(found, dtype=said.dtype).to(said, non_blocking=True)
-    everyones = mean_over_processes(torch.cat([losses.figures, said, used]))
-    figures, (asked, tokens), used = everyones.split([len(losses.figures), len(said), len(found)])
-    finite = torch.isfinite(norm) & torch.isfinite(figures[0])
-    answers = torch.cat([torch.stack([finite.float(), asked, tokens]), used]).tolist()  # the step's one wait for a GPU
-    taken, stop, counted = bool(answers[0]), answers[1] > 0, round(answers[2] * accelerator.num_processes)
-    # What no process has a gradient for is left alone, as one process leaves it.
-    _forget(p for p, share in zip(experiment.unwrapped.parameters(), answers[3:]) if not share)
+    figures, stop, counted = losses.figures, stopping(), step.tokens
+    if accelerator.num_processes == 1:
+        taken = bool(torch.isfinite(norm + figures[0]))  # the step's one wait for a GPU
+    else:
+        said = torch.tensor([float(stop), float(counted)]).to(figures, non_blocking=True)
+        used = torch.tensor(found, dtype=said.dtype).to(said, non_blocking=True)
+        everyones = mean_over_processes(torch.cat([figures, said, used]))
+        figures, (asked, tokens), used = everyones.split([len(figures), len(said), len(found)])
+        finite = torch.isfinite(norm + figures[0]).float()
+        answers = torch.cat([torch.stack([finite, asked, tokens]), used]).tolist()
+        taken, stop, counted = bool(answers[0]), answers[1] > 0, round(answers[2] * accelerator.num_processes)
+        # What no process has a gradient for is left alone, as one process leaves it.
+        _forget(p for p, share in zip(experiment.unwrapped.parameters(), answers[3:]) if not share)
     if taken or accelerator.scaler is not None:  # a scaler leaves the step out by itself, and lowers its scale then
         optimizer.step()
     optimizer.zero_grad()
@@ -117,6 +121,10 @@ def _backward(
     losses: Losses
     figures: list[Tensor] = []
     for i, piece in enumerate(step.pieces):
+        if experiment.replay is not None:
+            replayed = experiment.replay(piece.batch, noise[:, piece.rows], key[0])
+            if replayed is not None:
+                return replayed, found
         batch = Batch(*(tensor.to(accelerator.device, non_blocking=True) for tensor in piece.batch))
         drawn = noise[:, piece.rows].to(accelerator.device, non_blocking=True)
         if recipe.training.semi_amortized is not None:
