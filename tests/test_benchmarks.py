@@ -1,9 +1,13 @@
 """The benchmarks at toy sizes: both sides still run, and still compute the same."""
 
+import gzip
+
 import pytest
 import torch
+import yaml
+from conftest import sentences
 
-from tests.benchmarks import cases
+from tests.benchmarks import cases, corpora
 from tests.benchmarks.case import Options
 from tests.benchmarks.sizes import Sizes
 
@@ -48,3 +52,21 @@ def toy_sentences(vocabulary: int, count: int | None = None):
     draw = torch.Generator().manual_seed(0)
     rows = [torch.randint(4, vocabulary, (2 + i % 5,), generator=draw).tolist() for i in range(count or 40)]
     return ListStore([[1, *row, 2] for row in rows])
+
+
+def test_a_corpus_without_a_train_part_is_trained_on_another_and_its_epochs_are_counted(monkeypatch, tmp_path):
+    folder = tmp_path / "toy"
+    folder.mkdir()
+    for part, count in {"valid": 60, "test": 20}.items():
+        with gzip.open(folder / f"{part}.txt.gz", "wt") as file:
+            file.writelines(f"{text}\n" for text in sentences(count))
+    values = {
+        "data": {"files": {part: f"nowhere/{part}.txt" for part in ("train", "validation", "test")}, "column": "text"},
+        "model": {"latent_dim": 0, "embedding_dim": 4, "decoder": {"hidden_dim": 4}},
+        "training": {"batch_size": 10, "max_epochs": 3},
+    }
+    (tmp_path / "toy-lm.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
+    monkeypatch.setattr(corpora, "RECIPES", tmp_path)
+    row = corpora.run_one("lm", 0, tmp_path / "out", family="toy", data=tmp_path, samples=2, tested=15, device="cpu")
+    assert (row["method"], row["epochs"], row["sentences"]) == ("lm", 3, 15)
+    assert row["seconds_an_epoch"] == pytest.approx(row["minutes"] * 60 / 3)

@@ -1,12 +1,13 @@
 """The tables of the corpora: each family of recipes trained on local files, and measured the same way.
 
     python -m tests.benchmarks.corpora flickr30k --data DATA --out runs/flickr30k
+    python -m tests.benchmarks.corpora ptb --data DATA --tested 0 --samples 100 --seeds 0 1 2 --device cuda --jobs 14
     python -m tests.benchmarks.corpora flickr30k --table runs/flickr30k/results.jsonl
 
 DATA/flickr30k holds train.txt.gz, valid.txt.gz and test.txt.gz; the family is recipes/flickr30k-*.yaml. (Without a
 train part valid is trained on, but for the twentieth that is kept for validation.) One row a recipe and seed is
 appended to OUT/results.jsonl; what has a row is not run again, a training that was cut off goes on. Each run uses one
-thread and bf16.
+thread and bf16, and a GPU where there is one, which several may share.
 """
 
 from __future__ import annotations
@@ -19,8 +20,10 @@ from typing import Any
 
 from tests.benchmarks.methods import RECIPES, SECONDS, Column, run_missing, table
 
-FIRST = ("lm", "ae")  # what others are held against or start from
+FIRST = ("ae", "lm")  # what others start from or are held against
+AFTER = {"fb-pretrained": "ae", "best": "ae"}  # recipes that start from another's run
 TESTED = 1000  # sentences of the test part
+SHOWN = 20  # samples that are kept
 FILES = {"train": "train", "validation": "valid", "test": "test"}
 
 COLUMNS: tuple[Column, ...] = (
@@ -43,41 +46,54 @@ def names(family: str) -> list[str]:
     return sorted(found, key=lambda name: name not in FIRST)
 
 
-def run_one(name: str, seed: int, out: Path, *, family: str, data: Path, samples: int) -> dict[str, Any]:
+def run_one(
+    name: str, seed: int, out: Path, *, family: str, data: Path, samples: int, tested: int, device: str
+) -> dict[str, Any]:
     """Trains one recipe with one seed, or goes on with it, and returns its row."""
+    import torch
+
     from textvae import load, recipe_file
     from textvae.training import train
 
     folder = out / f"{name}-{seed}"
     overrides = [
-        f"data.files={{{_files(data / family)}}}",
         "data.column=text",
-        f"data.limit={{test: {TESTED}}}",
         f"evaluation.iw_samples={samples}",
         f"seed={seed}",
         "training.threads=1",
         "training.precision=bf16",
     ]
+    if tested:
+        overrides.append(f"data.limit={{test: {tested}}}")
+    if name in AFTER:
+        overrides.append(f"training.start_from.run={out / f'{AFTER[name]}-{seed}'}")
     recipe = recipe_file.load(RECIPES / f"{family}-{name}.yaml", overrides)
+    # In place of all that the recipe names, where an override would leave the parts that are not here.
+    recipe = recipe.model_copy(
+        update={"data": recipe.data.model_copy(update={"hub": None, "files": _files(data / family)})}
+    )
     train(recipe, folder, resume=folder.exists(), quiet=True)
-    figures = load(folder).evaluate("test", seed=0, recipe=recipe)
+    vae = load(folder, device=device)
+    figures = vae.evaluate("test", seed=0, recipe=recipe)
+    (folder / "samples.txt").write_text("".join(f"{text}\n" for text in vae.sample(SHOWN, seed=0)))
     history = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     last = [row for row in history if row["part"] == "validation"][-1]
     row: dict[str, Any] = {"method": name, "seed": seed, "samples": samples}
-    row |= {key: figures.get(key) for key, _, _ in COLUMNS if key not in ("minutes", SECONDS)}
+    row |= {key: value for key, value in figures.items() if value is None or isinstance(value, (int, float))}
+    epochs = len({row["epoch"] for row in history})
     return row | {
-        "reconstruction": figures["reconstruction"],
-        "epochs": last["epoch"],
+        "hardware": torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU",
+        "epochs": epochs,
         "minutes": last["elapsed_s"] / 60,
-        SECONDS: last["elapsed_s"] / max(last["epoch"], 1),
+        SECONDS: last["elapsed_s"] / epochs,
     }
 
 
-def _files(folder: Path) -> str:
-    paths = {part: folder / f"{file}.txt.gz" for part, file in FILES.items()}
-    if not paths["train"].is_file():
+def _files(folder: Path) -> dict[str, str]:
+    paths = {part: str(folder / f"{file}.txt.gz") for part, file in FILES.items()}
+    if not Path(paths["train"]).is_file():
         paths["train"] = paths.pop("validation")
-    return ", ".join(f"{part}: {path}" for part, path in paths.items())
+    return paths
 
 
 def main() -> None:
@@ -86,9 +102,11 @@ def main() -> None:
     parser.add_argument("family", help="the recipes' name up to its first hyphen")
     parser.add_argument("--data", type=Path, help="the folder of corpora")
     parser.add_argument("--out", type=Path, help="runs/FAMILY where absent")
-    parser.add_argument("--only", nargs="*", help="recipes' names without the family")
+    parser.add_argument("--only", nargs="*", help="recipes' names without the family, in this order")
     parser.add_argument("--seeds", type=int, nargs="*", default=[0])
     parser.add_argument("--samples", type=int, default=50, help="importance samples a sentence")
+    parser.add_argument("--tested", type=int, default=TESTED, help=f"sentences of the test part, 0 for all ({TESTED})")
+    parser.add_argument("--device", default="cpu", help="of the evaluation (cpu)")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--table", type=Path, help="print the table of a file of results, run nothing")
     options = parser.parse_args()
@@ -98,9 +116,19 @@ def main() -> None:
         return
     if options.data is None:
         parser.error("--data is needed: the folder of corpora")
-    chosen = [name for name in names(family) if not options.only or name in options.only]
-    run = functools.partial(run_one, family=family, data=options.data.resolve(), samples=options.samples)
-    run_missing(run, chosen, options.seeds, options.out or Path("runs") / family, options.jobs)
+    known = names(family)
+    if unknown := set(options.only or ()) - set(known):
+        parser.error(f"--only: no {', '.join(sorted(unknown))}; there are {', '.join(known)}")
+    run = functools.partial(
+        run_one,
+        family=family,
+        data=options.data.resolve(),
+        samples=options.samples,
+        tested=options.tested,
+        device=options.device,
+    )
+    out = options.out or Path("runs") / family
+    run_missing(run, options.only or known, options.seeds, out, options.jobs, AFTER)
 
 
 if __name__ == "__main__":

@@ -16,8 +16,8 @@ import multiprocessing
 import os
 import statistics
 import sys
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -46,9 +46,8 @@ COLUMNS: tuple[Column, ...] = (
 
 
 def names() -> list[str]:
-    """The methods, in the order of their files, those that others start from first."""
-    found = [path.stem.removeprefix(PREFIX) for path in sorted(RECIPES.glob(f"{PREFIX}*.yaml"))]
-    return sorted(found, key=lambda name: name in AFTER)
+    """The methods, in the order of their files."""
+    return [path.stem.removeprefix(PREFIX) for path in sorted(RECIPES.glob(f"{PREFIX}*.yaml"))]
 
 
 def run_one(name: str, seed: int, out: Path) -> dict[str, Any]:
@@ -76,7 +75,7 @@ def run_one(name: str, seed: int, out: Path) -> dict[str, Any]:
     row["reconstruction"] = figures["reconstruction"]
     row |= {f"path_{key}": value for key, value in figures.get("paths", {}).items()}
     row |= {key: value for key, value in last.items() if key.endswith("_lipschitz")}
-    row[SECONDS] = last["elapsed_s"] / max(last["epoch"], 1)
+    row[SECONDS] = last["elapsed_s"] / len({row["epoch"] for row in history})
     row["steps"] = last["step"]
     return row | _against_the_grammar(vae, figures)
 
@@ -151,16 +150,22 @@ def _cell(values: list[float | None], digits: int) -> str:
 
 
 def run_missing(
-    run: Callable[[str, int, Path], dict[str, Any]], names: list[str], seeds: list[int], out: Path, jobs: int
+    run: Callable[[str, int, Path], dict[str, Any]],
+    names: list[str],
+    seeds: list[int],
+    out: Path,
+    jobs: int,
+    after: Mapping[str, str],
 ) -> None:
     """Runs what has no row in OUT/results.jsonl yet, `jobs` at once, and appends a row for each as it ends.
 
     Args:
         run: name, seed, folder -> row, which names `method` and `seed`.
-        names: of the methods.
+        names: of the methods, in the order in which they begin.
         seeds: of each.
         out: the folder.
         jobs: processes.
+        after: method -> the one whose run of the same seed it starts from, and waits for.
     """
     out = out.resolve()
     out.mkdir(parents=True, exist_ok=True)
@@ -171,16 +176,22 @@ def run_missing(
     waiting = [(name, seed) for seed in seeds for name in names if (name, seed) not in done]
     os.environ["OMP_NUM_THREADS"] = "1"
     pool = ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn"))
+    running: dict[Future[dict[str, Any]], tuple[str, int]] = {}
     with pool:
-        running = {pool.submit(run, name, seed, out): (name, seed) for name, seed in waiting}
-        for job in as_completed(running):
-            name, seed = running[job]
-            if job.exception() is not None:
-                print(f"{name} {seed}: failed: {job.exception()!r}", file=sys.stderr, flush=True)
-                continue
-            with results.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(job.result()) + "\n")
-            print(f"{name} {seed}: done", flush=True)
+        while waiting or running:
+            ahead = {*waiting, *running.values()}
+            for name, seed in list(waiting):
+                if (after.get(name), seed) not in ahead:
+                    waiting.remove((name, seed))
+                    running[pool.submit(run, name, seed, out)] = name, seed
+            for job in wait(running, return_when=FIRST_COMPLETED).done:
+                name, seed = running.pop(job)
+                if job.exception() is not None:
+                    print(f"{name} {seed}: failed: {job.exception()!r}", file=sys.stderr, flush=True)
+                    continue
+                with results.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(job.result()) + "\n")
+                print(f"{name} {seed}: done", flush=True)
 
 
 def main() -> None:
@@ -196,7 +207,7 @@ def main() -> None:
         print(table(map(json.loads, options.table.read_text().splitlines())))
         return
     chosen = [name for name in names() if not options.only or name in options.only]
-    run_missing(run_one, chosen, options.seeds, options.out, options.jobs)
+    run_missing(run_one, chosen, options.seeds, options.out, options.jobs, AFTER)
 
 
 if __name__ == "__main__":
