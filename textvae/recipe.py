@@ -198,7 +198,8 @@ class Objective(Frozen):
 class StartFrom(Frozen):
     """A finished run whose parameters this training starts from; the rest start as `model.initialization` says.
 
-    Encoder alone is the second half of autoencoder pretraining (Li 2019, arXiv 1909.00868): the decoder starts anew.
+    Encoder alone is the second half of autoencoder pretraining (Li 2019, arXiv 1909.00868): the decoder starts anew, but
+    for embeddings that it shares with the encoder.
     """
 
     run: str = Field(description="a run folder; relative to the recipe's file")
@@ -254,7 +255,9 @@ class Training(Frozen):
         default=None, description="an average of the parameters over steps, which is what is measured and kept"
     )
     gradient_clip: Annotated[float, Field(gt=0)] | None = 5.0
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    precision: Literal["fp32", "bf16", "fp16"] = Field(
+        default="fp32", description="of products; in half precision cuDNN's recurrent cells are given float16 by torch"
+    )
     cuda_graphs: bool = Field(
         default=True, description="on one GPU, start the kernels of a batch's shape together once it was seen before"
     )

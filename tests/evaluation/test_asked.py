@@ -280,3 +280,11 @@ def test_a_run_of_an_odd_corpus_gives_figures_and_never_a_nan(tmp_path, name, la
 def test_a_corpus_of_one_sentence_without_a_validation_part_is_a_clear_error(tmp_path):
     with pytest.raises(UserError, match=r"data\.validation_fraction: 0\.05 of 1 train sentences leaves none to train"):
         run_of(tmp_path, {"train": ODD["one"], "test": ODD["one"]})
+
+
+@pytest.mark.parametrize("name", ["samples", "paths", "anneal"])
+def test_a_number_below_none_is_said_by_its_name_before_anything_is_computed(vae, run, name, capsys):
+    with pytest.raises(UserError, match=f"^{name}: got -5; it must be 0 or more"):
+        vae.evaluate("test", **{name: -5})
+    assert main(["evaluate", str(run), f"--{name}", "-5"]) == 2
+    assert f"{name}: got -5" in capsys.readouterr().err

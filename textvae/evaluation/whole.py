@@ -23,6 +23,7 @@ from textvae.evaluation.part import BY_CHARACTER, Part, opened, spaced
 from textvae.evaluation.progress import Stage
 from textvae.evaluation.refined import Refining
 from textvae.evaluation.suite import SEARCHED
+from textvae.generation import given
 from textvae.recipe import Recipe
 from textvae.text import grammar
 from textvae.text.batching import ListStore, collate, evaluation_batches
@@ -117,6 +118,8 @@ def _finite(value: Any) -> Any:
 
 def _check(vae: Any, asked: Asked) -> None:
     """Refuses, before anything is computed, what cannot be had."""
+    for name in ("samples", "paths", "anneal"):
+        given.count(getattr(asked, name), name)
     if not vae.latent_dim:
         lacking = {
             "paths": (asked.paths, "no latents to walk between"),
