@@ -198,8 +198,8 @@ class Objective(Frozen):
 class StartFrom(Frozen):
     """A finished run whose parameters this training starts from; the rest start as `model.initialization` says.
 
-    Encoder alone is the second half of autoencoder pretraining (Li 2019, arXiv 1909.00868): the decoder starts anew, but
-    for embeddings that it shares with the encoder.
+    Encoder alone is the second half of autoencoder pretraining (Li 2019, arXiv 1909.00868): the decoder starts anew,
+    but for embeddings that it shares with the encoder.
     """
 
     run: str = Field(description="a run folder; relative to the recipe's file")

@@ -56,11 +56,24 @@ class ImportanceWeighted(NamedTuple):
     tokens: Tensor  # (N,) int64 target tokens
 
 
-def cudnn(**changes: bool) -> Any:
-    """A context in which cuDNN's flags are as they are, but for changes; its own would put defaults in."""
-    flags = torch.backends.cudnn
-    now = {name: getattr(flags, name) for name in ("enabled", "benchmark", "deterministic", "allow_tf32")}
-    return flags.flags(**now | changes)
+@contextlib.contextmanager
+def cudnn(**changes: bool) -> Iterator[None]:
+    """A context in which some of cuDNN's flags are changed; its own would put defaults in for all others.
+
+    Nothing happens without a GPU. A flag that torch does not let be read is one that the user has set by other names.
+    """
+    before: dict[str, bool] = {}
+    if torch.cuda.is_available():
+        for name in changes:
+            with contextlib.suppress(RuntimeError):
+                before[name] = getattr(torch.backends.cudnn, name)
+    try:
+        for name in before:
+            setattr(torch.backends.cudnn, name, changes[name])
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(torch.backends.cudnn, name, value)
 
 
 @contextlib.contextmanager

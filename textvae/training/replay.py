@@ -2,14 +2,15 @@
 
 For a GPU a recurrent step is small work: a program that starts its kernels one by one takes several times as long as
 they do. What they are depends on a batch's shape alone, so each shape is recorded when it comes a second time, and
-played from then on. What is computed stays the same; only what an objective itself draws (the prior's samples of an
-MMD, say) comes from further along the same random stream.
+played from then on. What is computed, and what is drawn, is what would have been without.
 """
 
 from __future__ import annotations
 
+import contextlib
+import warnings
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -27,13 +28,74 @@ KNOWN = ("textvae", "torch", "zuko")  # whose modules do nothing in Python that 
 Key = tuple[tuple[int, ...], tuple[bool, ...]]  # the tokens' shape, and which terms have a weight
 
 
+class Recorder:
+    """What a recording asks of a GPU.
+
+    Args:
+        device: the GPU.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.pool: Any = None
+
+    def has_room(self) -> bool:
+        """Returns whether there is memory for another recording."""
+        free, total = torch.cuda.mem_get_info(self.device)
+        return free > MEMORY_LEFT * total
+
+    @contextlib.contextmanager
+    def drawing_nothing(self) -> Iterator[None]:
+        """A context after which the device's random state is as it was."""
+        with torch.cuda.device(self.device):
+            state = torch.cuda.get_rng_state(self.device)
+            try:
+                yield
+            finally:
+                torch.cuda.set_rng_state(state, self.device)
+
+    def waits(self, work: Callable[[], object]) -> bool:
+        """Does work, and returns whether a part of it waits for the device's answer, which no recording can hold.
+
+        It is asked beforehand, because a recording that breaks off leaves the device's random state unusable.
+        """
+        before = torch.cuda.get_sync_debug_mode()
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # torch says that the mode is a prototype
+                torch.cuda.set_sync_debug_mode("error")
+                work()
+        except RuntimeError as error:
+            if "synchronizing" not in str(error):
+                raise
+            return True
+        finally:
+            torch.cuda.set_sync_debug_mode(before)
+        return False
+
+    def record(self, work: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
+        """Returns what does the work again, and the work's result, which is written anew each time."""
+        if self.pool is None:
+            self.pool = torch.cuda.graph_pool_handle()
+        graph: Any = torch.cuda.CUDAGraph()
+        # All share their memory: a step has done with one before the next begins.
+        with torch.cuda.graph(graph, pool=self.pool):
+            result = work()
+        return graph.replay, result
+
+    def clear(self) -> None:
+        """Gives back what recordings held that are no more."""
+        self.pool = None
+        torch.cuda.empty_cache()
+
+
 class _Recording(NamedTuple):
-    graph: Any
+    play: Callable[[], None]
     batch: Batch
     noise: Tensor  # (S, B, D)
     weights: Tensor  # (terms,)
     figures: Tensor  # (1 + terms,)
-    gradients: list[tuple[nn.Parameter, Tensor]]
+    moved: list[nn.Parameter]  # that have a gradient
 
 
 class Replay:
@@ -44,16 +106,24 @@ class Replay:
         objective: what is minimised.
         parameters: all that have gradients.
         samples: draws of z a sentence.
+        recorder: of the GPU.
     """
 
     def __init__(
-        self, model: nn.Module, objective: Objective, parameters: Sequence[nn.Parameter], samples: int
+        self,
+        model: nn.Module,
+        objective: Objective,
+        parameters: Sequence[nn.Parameter],
+        samples: int,
+        recorder: Recorder,
     ) -> None:
         self.model, self.objective, self.parameters, self.samples = model, objective, parameters, samples
+        self.recorder = recorder
         self.seen: Counter[Key] = Counter()
         self.recordings: dict[Key, _Recording] = {}
-        self.rehearsed: dict[tuple[bool, ...], bool] = {}
-        self.pool: Any = None
+        self.refused: set[Key] = set()
+        self.gradients: dict[nn.Parameter, Tensor] = {}  # written by whichever recording is played
+        self.off = False
 
     def __call__(self, batch: Batch, noise: Tensor, step: int) -> Losses | None:
         """Leaves gradients as a backward pass does, and returns the losses; None where nothing is recorded.
@@ -65,71 +135,78 @@ class Replay:
         """
         weights = self.objective.weights(step)
         key = tuple(batch.tokens.shape), tuple(weight != 0.0 for weight in weights.values())
-        found = self.recordings.get(key) or self._recorded(key, batch, noise, weights)
-        if found is None:
+        if key not in self.recordings and self._may_record(key):
+            try:
+                with self.recorder.drawing_nothing():
+                    self._record(key, batch, noise, weights)
+            except torch.OutOfMemoryError:
+                self.give_back()
+        if (found := self.recordings.get(key)) is None:
             return None
         for held, new in zip((*found.batch, found.noise), (*batch, noise)):
             held.copy_(new, non_blocking=True)
         found.weights.copy_(torch.tensor(list(weights.values())), non_blocking=True)
-        found.graph.replay()
-        for parameter, gradient in found.gradients:
-            parameter.grad = gradient
+        found.play()
+        for parameter in found.moved:
+            parameter.grad = self.gradients[parameter]
         figures = found.figures.clone()  # the next batch of the shape will have its own there
         return Losses(figures[0], {}, {"reconstruction": 1.0, **weights}, figures)
 
-    def _recorded(self, key: Key, batch: Batch, noise: Tensor, weights: Mapping[str, float]) -> _Recording | None:
-        """Records the work of a shape that was seen before, if it can be and there is room."""
-        device = self.parameters[0].device
+    def give_back(self) -> bool:
+        """Gives back the memory of all recordings, and makes no more; returns whether there were any."""
+        there = bool(self.recordings)
+        self.recordings.clear()
+        self.gradients.clear()
+        self.off = True
+        self._forget()
+        self.recorder.clear()
+        return there
+
+    def _may_record(self, key: Key) -> bool:
+        if self.off or key in self.refused:
+            return False
         self.seen[key] += 1
-        if self.seen[key] <= SEEN_BEFORE or not _has_room(device):
-            return None
-        held = Batch(*(part.to(device) for part in batch)), noise.to(device)
+        return self.seen[key] > SEEN_BEFORE and self.recorder.has_room()
+
+    def _record(self, key: Key, batch: Batch, noise: Tensor, weights: Mapping[str, float]) -> None:
+        device = self.parameters[0].device
+        held = Batch(*(part.to(device, copy=True) for part in batch)), noise.to(device, copy=True)
         values = torch.tensor(list(weights.values()), device=device)
         named: dict[str, Any] = {
             name: values[place] if weight else 0.0 for place, (name, weight) in enumerate(weights.items())
         }
-        state = torch.cuda.get_rng_state(device)
-        if key[1] not in self.rehearsed:
-            self.rehearsed[key[1]] = self._rehearse(*held, named)
-        if self.rehearsed[key[1]]:
-            if self.pool is None:
-                self.pool = torch.cuda.graph_pool_handle()
-            graph: Any = torch.cuda.CUDAGraph()
-            # All share their memory: a step has done with one before the next begins.
-            with torch.cuda.graph(graph, pool=self.pool):
-                figures = self._work(*held, named)
-            gradients = [(p, p.grad) for p in self.parameters if p.grad is not None]
-            self.recordings[key] = _Recording(graph, *held, values, figures, gradients)
-        torch.cuda.set_rng_state(state, device)  # the step draws what it would have drawn
-        return self.recordings.get(key)
+        buffers = [each.clone() for each in self.model.buffers()]
+        waits = self.recorder.waits(lambda: self._work(*held, named))
+        for buffer, value in zip(self.model.buffers(), buffers):
+            buffer.copy_(value)  # running statistics: this was no step
+        moved = [parameter for parameter in self.parameters if parameter.grad is not None]
+        for parameter in moved:
+            assert parameter.grad is not None
+            self.gradients.setdefault(parameter, torch.empty_like(parameter.grad))
+        self._forget()
+        if waits:
+            self.refused.add(key)
+            return
+
+        def work() -> Tensor:
+            figures = self._work(*held, named)
+            # One place for the gradients of all shapes: those of the pass itself are its own memory, used again.
+            torch._foreach_copy_([self.gradients[p] for p in moved], [p.grad for p in moved if p.grad is not None])
+            self._forget()
+            return figures
+
+        play, figures = self.recorder.record(work)
+        self.recordings[key] = _Recording(play, *held, values, figures, moved)
 
     def _work(self, batch: Batch, noise: Tensor, weights: Mapping[str, Any]) -> Tensor:
-        for parameter in self.parameters:
-            parameter.grad = None
+        self._forget()
         losses: Losses = self.objective(self.model(batch, samples=self.samples, noise=noise), 0, weights=weights)
         losses.total.backward()
         return losses.figures
 
-    def _rehearse(self, batch: Batch, noise: Tensor, weights: Mapping[str, Any]) -> bool:
-        """Whether no part of the work waits for the device's answer, which no recording can hold.
-
-        It is asked here, because a recording that breaks off leaves the device's random state unusable.
-        """
-        before, buffers = torch.cuda.get_sync_debug_mode(), [each.clone() for each in self.model.buffers()]
-        torch.cuda.set_sync_debug_mode("error")
-        try:
-            self._work(batch, noise, weights)
-        except RuntimeError as error:
-            if "synchronizing" not in str(error):
-                raise
-            return False
-        finally:
-            torch.cuda.set_sync_debug_mode(before)
-            for buffer, value in zip(self.model.buffers(), buffers):
-                buffer.copy_(value)  # running statistics: this was no step
-            for parameter in self.parameters:
-                parameter.grad = None
-        return True
+    def _forget(self) -> None:
+        for parameter in self.parameters:
+            parameter.grad = None
 
 
 def replay_of(
@@ -140,24 +217,25 @@ def replay_of(
     That takes a GPU, one process, a batch in one piece, weights that do not depend on what is measured, and no part of
     the user's own, which may do in Python what a recording would leave out.
     """
+    weight = unwrapped.decoder_embedding.weight
+    if not (
+        recipe.training.cuda_graphs and weight.is_cuda and can_be_recorded(recipe, unwrapped, objective, processes)
+    ):
+        return None
+    parameters = [*unwrapped.parameters(), *objective.trained_with_the_model()]
+    return Replay(model, objective, parameters, recipe.training.samples, Recorder(weight.device))
+
+
+def can_be_recorded(recipe: Recipe, unwrapped: SequenceVAE, objective: Objective, processes: int) -> bool:
+    """Returns whether a training's steps are of a kind that can be recorded, on whatever device."""
     training = recipe.training
     parts = [*unwrapped.modules(), *objective.modules(), *objective.divergences.values(), objective.reconstruction]
-    if not (
-        training.cuda_graphs
-        and unwrapped.decoder_embedding.weight.is_cuda
-        and processes == 1
+    return (
+        processes == 1
         and training.accumulation == 1
         and training.semi_amortized is None
         and training.precision != "fp16"  # its losses are scaled by what is measured
         and not objective.critics
         and not any(isinstance(schedule, nn.Module) for schedule in objective.schedules.values())
         and all(type(part).__module__.partition(".")[0] in KNOWN for part in parts)
-    ):
-        return None
-    parameters = [*unwrapped.parameters(), *objective.trained_with_the_model()]
-    return Replay(model, objective, parameters, training.samples)
-
-
-def _has_room(device: torch.device) -> bool:
-    free, total = torch.cuda.mem_get_info(device)
-    return free > MEMORY_LEFT * total
+    )

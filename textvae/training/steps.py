@@ -67,7 +67,7 @@ def take_step(
     if position.aggressive:
         _refine_encoder(experiment, recipe, accelerator, position)
 
-    losses, found = _backward(experiment, recipe, accelerator, step, position.step)
+    losses, found = _backward_with_room(experiment, recipe, accelerator, step, position.step)
     if position.aggressive:
         _forget(experiment.encoder_parameters)
     norm = _clip(accelerator, model, recipe.training.gradient_clip)
@@ -99,6 +99,20 @@ def take_step(
     rate = optimizer.param_groups[0]["lr"]
     telemetry.step(position.step, position.epoch, counted, figures, losses.weights, norm, rate)
     return Outcome(taken, stop)
+
+
+def _backward_with_room(
+    experiment: Experiment, recipe: Recipe, accelerator: Accelerator, step: Step, *key: int
+) -> tuple[Losses, list[bool]]:
+    """As `_backward`; what recordings hold is given back where the step has no memory besides."""
+    try:
+        return _backward(experiment, recipe, accelerator, step, *key)
+    except torch.OutOfMemoryError:
+        if experiment.replay is None or not experiment.replay.recordings:
+            raise
+    # Here, where the exception no longer holds what the pass had made.
+    experiment.replay.give_back()
+    return _backward(experiment, recipe, accelerator, step, *key)
 
 
 def _backward(
@@ -149,8 +163,9 @@ def _backward(
             if i:  # the objective's seed is all processes', what is dropped from a sentence is not
                 seed_all(mix(recipe.seed, *key, accelerator.process_index, i))
             output = model(batch, samples=samples, noise=drawn)
-            # The same on every process: a statistic of the whole batch draws the same from the prior.
-            seed_all(mix(recipe.seed, *key, i, 7))
+            if experiment.replay is None:  # a recording cannot begin its random stream anew, so no step does then
+                # The same on every process: a statistic of the whole batch draws the same from the prior.
+                seed_all(mix(recipe.seed, *key, i, 7))
             if not i:  # as many steps as without pieces
                 update_critics(experiment.critics, output)
             losses = objective(output, key[0], piece.share)
@@ -179,7 +194,9 @@ def _refine_encoder(experiment: Experiment, recipe: Recipe, accelerator: Acceler
     losses: list[Tensor] = []
     for number in range(settings.steps):
         step = experiment.batches.some(position.step, number)
-        losses.append(_backward(experiment, recipe, accelerator, step, position.step, number + 1)[0].figures[0])
+        losses.append(
+            _backward_with_room(experiment, recipe, accelerator, step, position.step, number + 1)[0].figures[0]
+        )
         _forget(others)
         if torch.isfinite(_clip(accelerator, experiment.model, recipe.training.gradient_clip)):
             experiment.optimizer.step()
