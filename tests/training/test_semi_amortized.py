@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from textvae.control import PID
 from textvae.errors import UserError
+from textvae.evaluation import bounds
 from textvae.latent.critics import WassersteinCritic
 from textvae.latent.divergences import KL
 from textvae.latent.posteriors import GaussianPosterior, PointPosterior, diagonal_gaussian, sample
@@ -328,6 +329,7 @@ def test_cudnns_own_dropout_is_not_used_and_its_flags_are_put_back(monkeypatch):
         return describe(self, *args)
 
     monkeypatch.setattr(SequenceVAE, "describe", spy)
+    monkeypatch.setattr(bounds, "has_gpu", lambda: True)
     monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
     for dropout, enabled in ((0.3, False), (0.0, True)):
         seen.clear()

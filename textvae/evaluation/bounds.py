@@ -56,6 +56,11 @@ class ImportanceWeighted(NamedTuple):
     tokens: Tensor  # (N,) int64 target tokens
 
 
+def has_gpu() -> bool:
+    """Returns whether cuDNN can be met at all."""
+    return torch.cuda.is_available()
+
+
 @contextlib.contextmanager
 def cudnn(**changes: bool) -> Iterator[None]:
     """A context in which some of cuDNN's flags are changed; its own would put defaults in for all others.
@@ -63,7 +68,7 @@ def cudnn(**changes: bool) -> Iterator[None]:
     Nothing happens without a GPU. A flag that torch does not let be read is one that the user has set by other names.
     """
     before: dict[str, bool] = {}
-    if torch.cuda.is_available():
+    if has_gpu():
         for name in changes:
             with contextlib.suppress(RuntimeError):
                 before[name] = getattr(torch.backends.cudnn, name)
