@@ -147,8 +147,8 @@ def test_a_mistake_about_the_data_is_named_by_its_key_path(problems, data, expec
             "{max_stps: 1}",
             "training.max_stps: unknown key; known: accumulation, aggressive, average, batch_size, batch_tokens, "
             "bucket_batches, cuda_graphs, decay, early_stopping, evaluate_every, gradient_clip, log_every, "
-            "lr_schedule, max_epochs, max_steps, monitor, optimizer, precision, samples, save_every, semi_amortized, start_from, "
-            "threads, trackers. "
+            "lr_schedule, max_epochs, max_steps, monitor, optimizer, precision, samples, save_every, "
+            "semi_amortized, start_from, threads, trackers. "
             "Did you mean 'max_steps'?",
         ),
     ],
