@@ -88,7 +88,7 @@ def in_processes(count: int, *arguments: str) -> subprocess.CompletedProcess:
     return subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300, check=False)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["vmf", *(pytest.param(k, marks=pytest.mark.slow) for k in KINDS if k != "vmf")])
 def test_an_evaluation_by_two_processes_gives_the_figures_of_one(run, tmp_path, capfd, kind):
     folder = run(**KINDS[kind])
     # Of many small batches, and with everything that is drawn or decoded.
@@ -145,6 +145,7 @@ def test_the_shell_prints_once_what_several_processes_drew(run, capfd):
     assert done.stdout == alone
 
 
+@pytest.mark.slow
 def test_a_mistake_that_all_processes_find_is_said_once(run):
     done = in_processes(2, "evaluate", str(run()), "--split", "tset")
     assert done.returncode == 2

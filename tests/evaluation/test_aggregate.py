@@ -217,7 +217,10 @@ def test_units_are_those_of_a_coin_for_each_character_and_word():
 
 @pytest.mark.parametrize(
     ("distance", "scale", "dimensions"),
-    [(sliced_wasserstein, 1.5, 4), (sliced_wasserstein, 1.0, 8), (mmd, 1.5, 4), (mmd, 1.0, 8)],
+    [
+        *((sliced_wasserstein, 1.5, 4), (mmd, 1.5, 4), (mmd, 1.0, 8)),
+        pytest.param(sliced_wasserstein, 1.0, 8, marks=pytest.mark.slow),
+    ],
 )
 def test_the_error_of_a_distance_is_its_spread_over_other_sentences_and_draws(distance, scale, dimensions):
     found = [

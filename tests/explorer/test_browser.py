@@ -177,7 +177,7 @@ def test_every_control_answers_what_the_run_says(page, vae, views):
     shot(page, "side-by-side")
 
 
-@pytest.mark.parametrize("kind", ["PCA", "UMAP"])
+@pytest.mark.parametrize("kind", ["PCA", pytest.param("UMAP", marks=pytest.mark.slow)])
 def test_a_click_on_the_map_decodes_the_place_and_shows_its_neighbours(page, views, kind):
     tab(page, "Map")
     image = page.locator("#map-image img")

@@ -151,6 +151,7 @@ def test_a_semi_amortised_run_is_measured_refined(values, tmp_path):
     assert abs(found["encoder"]["nll_elbo"] - found["refined"]["nll_elbo"]) > 0.01
 
 
+@pytest.mark.slow  # faults/test_killed.py kills anywhere
 def test_killed_in_the_middle_of_an_epoch_and_resumed_ends_bit_identical(values, tmp_path):
     values["model"]["word_dropout"] = 0.2
     values["model"]["decoder"]["output_dropout"] = 0.3

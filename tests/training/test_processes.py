@@ -119,7 +119,8 @@ def with_idle_parts(values) -> None:
 @pytest.mark.parametrize(
     ("change", "processes"),
     [
-        *((of_the_batch, 2), (of_the_batch, 4), (controlled, 2), (with_idle_parts, 2)),
+        *((of_the_batch, 4), (controlled, 2), (with_idle_parts, 2)),
+        pytest.param(of_the_batch, 2, marks=pytest.mark.slow),
         pytest.param(controlled, 4, marks=pytest.mark.slow),
         pytest.param(with_idle_parts, 4, marks=pytest.mark.slow),
     ],
@@ -131,7 +132,9 @@ def test_several_processes_give_the_parameters_of_one(small, tmp_path, change, p
     assert_same(one, trained(small, tmp_path, tmp_path / "many", processes))
 
 
-@pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1), pytest.param(2, 4, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("before", "after"), [(2, 1), *(pytest.param(*counts, marks=pytest.mark.slow) for counts in ((1, 2), (2, 4)))]
+)
 def test_a_run_goes_on_with_another_number_of_processes_as_if_nothing_had_been(small, tmp_path, before, after):
     controlled(small)
     whole = train(Recipe.model_validate(small), tmp_path / "whole", quiet=True)
@@ -166,7 +169,7 @@ def wait_for(started: subprocess.Popen, happened: Callable[[], bool]) -> None:
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="finds the processes in /proc")
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_process_that_dies_ends_the_run_with_its_reason_and_it_can_be_resumed(small, tmp_path, rank):
     small["training"].update(max_steps=10**6, max_epochs=None, evaluate_every=10**6, save_every=5)
     run = tmp_path / "run"
@@ -188,7 +191,7 @@ def test_a_process_that_dies_ends_the_run_with_its_reason_and_it_can_be_resumed(
     assert int(latest_checkpoint(run).name.split("-")[1]) == reached + 2
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_stopped_politely_several_processes_save_together_and_say_so_in_one_line(small, tmp_path, number):
     small["training"].update(max_steps=10**6, max_epochs=None, evaluate_every=10**6, save_every=10**6)
     run = tmp_path / "run"
