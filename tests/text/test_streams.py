@@ -82,6 +82,7 @@ def test_shares_of_files_that_do_not_go_evenly_are_every_nth_sentence(encoded):
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 
+@pytest.mark.slow
 def test_what_stops_a_worker_is_said_as_without_one(data):
     with open(data["files"]["train"][2], "ab") as file:
         file.write(b"broken \xff\n")
@@ -199,6 +200,7 @@ def test_a_training_with_workers_resumes_to_the_bit(small, tmp_path):
         assert torch.equal(parameters(run)[name], tensor), name
 
 
+@pytest.mark.slow
 def test_processes_with_shares_of_a_stream_take_the_step_of_one_that_has_it_all(small, tmp_path):
     # One step whose batch is the corpus, 90 and 100 sentences: then how it is shared out does not matter.
     count = 2 * len(EVERYTHING)
