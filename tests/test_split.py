@@ -113,6 +113,7 @@ def approximately(value):
     return pytest.approx(value, rel=1e-5, abs=1e-6) if isinstance(value, float) else value
 
 
+@pytest.mark.slow
 def test_calls_shared_by_three_processes_give_on_each_what_one_gives(run, tmp_path):
     folder = run()
     script, lines = tmp_path / "calls.py", tmp_path / "lines.txt"

@@ -205,6 +205,7 @@ def test_accumulation_changes_nothing_beyond_rounding(values, tmp_path, accumula
         assert other[name] == pytest.approx(one[name], rel=1e-3), name  # of all pieces, not the last one
 
 
+@pytest.mark.slow  # test_processes.py has more of it
 def test_two_processes_give_the_parameters_of_one_with_the_batches_joined(values, tmp_path):
     # SGD: Adam would blow rounding up where a gradient is near 0. Terms of the batch see all processes' rows.
     values["objective"] = {

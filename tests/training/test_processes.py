@@ -191,7 +191,8 @@ def test_a_process_that_dies_ends_the_run_with_its_reason_and_it_can_be_resumed(
     assert int(latest_checkpoint(run).name.split("-")[1]) == reached + 2
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.slow
 def test_stopped_politely_several_processes_save_together_and_say_so_in_one_line(small, tmp_path, number):
     small["training"].update(max_steps=10**6, max_epochs=None, evaluate_every=10**6, save_every=10**6)
     run = tmp_path / "run"
