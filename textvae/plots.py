@@ -40,8 +40,9 @@ def draw(figure: Any, rows: Rows) -> None:
     axes = figure.subplots(1, 3 if latent else 1, squeeze=False)[0]
 
     _line(axes[0], train, "loss", "training loss", alpha=0.6)
-    _line(axes[0], validation, "nll_elbo", "validation −ELBO", marker="o")
-    _line(axes[0], validation, "reconstruction", "validation reconstruction", marker="o")
+    _line(axes[0], validation, "nll_elbo", "validation −ELBO" if latent else "validation NLL", marker="o")
+    if latent:  # of a language model it is the same line
+        _line(axes[0], validation, "reconstruction", "validation reconstruction", marker="o")
     axes[0].set(xlabel="step", ylabel="nats a sequence", title="Loss")
     axes[0].set_ylim(bottom=min(0.0, axes[0].get_ylim()[0]))
     _legend_below(axes[0])

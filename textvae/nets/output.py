@@ -68,8 +68,8 @@ class SoftmaxOutput(nn.Module):
         asked = any(tensor is not None and tensor.requires_grad for tensor in (hidden, self.weight, self.bias))
         if runs_ahead(hidden):
             # The fused form asks for a value in its backward pass, which would stop the device.
-            at_once = len(hidden) if torch.is_grad_enabled() else max(1, DEVICE_ELEMENTS // len(self.weight))
-            parts = zip(hidden.split(max(1, at_once)), targets.split(max(1, at_once)))
+            at_once = max(1, len(hidden) if torch.is_grad_enabled() else DEVICE_ELEMENTS // len(self.weight))
+            parts = zip(hidden.split(at_once), targets.split(at_once))
             return torch.cat([self._log_p(part, chosen, smoothing) for part, chosen in parts])
         if asked and torch.is_grad_enabled():
             result: Tensor = _LogProbability.apply(  # type: ignore[no-untyped-call]

@@ -2,7 +2,7 @@
 
 For a GPU a recurrent step is small work: a program that starts its kernels one by one takes several times as long as
 they do. What they are depends on a batch's shape alone, so each shape is recorded when it comes a second time, and
-played from then on. What is computed, and what is drawn, is what would have been without.
+played from then on. What is computed, and what is drawn, is what would have been had it been launched.
 """
 
 from __future__ import annotations
@@ -107,6 +107,7 @@ class Replay:
         parameters: all that have gradients.
         samples: draws of z a sentence.
         recorder: of the GPU.
+        off: record nothing: all is launched, and draws what it would draw if it were played.
     """
 
     def __init__(
@@ -116,6 +117,8 @@ class Replay:
         parameters: Sequence[nn.Parameter],
         samples: int,
         recorder: Recorder,
+        *,
+        off: bool = False,
     ) -> None:
         self.model, self.objective, self.parameters, self.samples = model, objective, parameters, samples
         self.recorder = recorder
@@ -123,7 +126,7 @@ class Replay:
         self.recordings: dict[Key, _Recording] = {}
         self.refused: set[Key] = set()
         self.gradients: dict[nn.Parameter, Tensor] = {}  # written by whichever recording is played
-        self.off = False
+        self.off = off
 
     def __call__(self, batch: Batch, noise: Tensor, step: int) -> Losses | None:
         """Leaves gradients as a backward pass does, and returns the losses; None where nothing is recorded.
@@ -176,9 +179,11 @@ class Replay:
             name: values[place] if weight else 0.0 for place, (name, weight) in enumerate(weights.items())
         }
         buffers = [each.clone() for each in self.model.buffers()]
-        waits = self.recorder.waits(lambda: self._work(*held, named))
-        for buffer, value in zip(self.model.buffers(), buffers):
-            buffer.copy_(value)  # running statistics: this was no step
+        try:
+            waits = self.recorder.waits(lambda: self._work(*held, named))
+        finally:
+            for buffer, value in zip(self.model.buffers(), buffers):
+                buffer.copy_(value)  # running statistics: this was no step
         moved = [parameter for parameter in self.parameters if parameter.grad is not None]
         for parameter in moved:
             assert parameter.grad is not None
@@ -218,12 +223,12 @@ def replay_of(
     the user's own, which may do in Python what a recording would leave out.
     """
     weight = unwrapped.decoder_embedding.weight
-    if not (
-        recipe.training.cuda_graphs and weight.is_cuda and can_be_recorded(recipe, unwrapped, objective, processes)
-    ):
+    if not (weight.is_cuda and can_be_recorded(recipe, unwrapped, objective, processes)):
         return None
+    training = recipe.training
     parameters = [*unwrapped.parameters(), *objective.trained_with_the_model()]
-    return Replay(model, objective, parameters, recipe.training.samples, Recorder(weight.device))
+    recorder = Recorder(weight.device)
+    return Replay(model, objective, parameters, training.samples, recorder, off=not training.cuda_graphs)
 
 
 def can_be_recorded(recipe: Recipe, unwrapped: SequenceVAE, objective: Objective, processes: int) -> bool:
