@@ -83,6 +83,7 @@ def test_each_command_of_the_guide_does_what_the_guide_says_as_it_is_written(fol
         page.communicate()
 
 
+@pytest.mark.slow  # the guide says the same in the shell
 def test_the_notebook_stands_without_outputs_and_runs_from_end_to_end(folder, monkeypatch):
     nbformat = pytest.importorskip("nbformat")
     nbclient = pytest.importorskip("nbclient")

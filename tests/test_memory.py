@@ -44,6 +44,7 @@ print(libc.mallinfo2().used)
 
 
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="asks the C library's mallinfo2")
+@pytest.mark.slow
 def test_kernels_of_past_shapes_are_not_kept_for_ever():
     def growth(**wanted: str) -> float:
         environment = {**os.environ, "PYTHONPATH": str(ROOT), **wanted}

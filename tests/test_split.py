@@ -136,6 +136,7 @@ def test_calls_shared_by_three_processes_give_on_each_what_one_gives(run, tmp_pa
     assert each[0]["none"] == [[], [], []]
 
 
+@pytest.mark.slow
 def test_the_shell_prints_once_what_several_processes_drew(run, capfd):
     folder = run()
     arguments = ["sample", str(folder), "-n", str(MANY), "--seed", "1"]

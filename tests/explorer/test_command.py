@@ -33,7 +33,7 @@ def address_of(process) -> tuple[str, list[str]]:
     raise AssertionError("".join(said))
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_it_serves_the_page_and_ends_quietly(run, number):
     process = explore(run)
     try:

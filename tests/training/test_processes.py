@@ -119,8 +119,8 @@ def with_idle_parts(values) -> None:
 @pytest.mark.parametrize(
     ("change", "processes"),
     [
-        *((of_the_batch, 4), (controlled, 2), (with_idle_parts, 2)),
-        pytest.param(of_the_batch, 2, marks=pytest.mark.slow),
+        *((of_the_batch, 2), (controlled, 2), (with_idle_parts, 2)),
+        pytest.param(of_the_batch, 4, marks=pytest.mark.slow),
         pytest.param(controlled, 4, marks=pytest.mark.slow),
         pytest.param(with_idle_parts, 4, marks=pytest.mark.slow),
     ],
@@ -258,6 +258,7 @@ def machines():
             subprocess.run(["ip", "netns", "delete", name], capture_output=True, check=False)
 
 
+@pytest.mark.slow
 def test_two_machines_give_the_parameters_of_one_process(small, tmp_path, machines):
     names, cables, address = machines
     of_the_batch(small)

@@ -16,7 +16,7 @@ from textvae.training import replay, setup, train
 from textvae.training.replay import Replay
 
 METHODS = sorted(path.stem.removeprefix("grammar-") for path in (ROOT / "recipes").glob("grammar-*.yaml"))
-SHORT = ("average", "batch-norm", "free-bits", "iwae", "lm", "mmd", "skip", "vmf", "word-dropout")
+SHORT = ("batch-norm", "iwae", "lm", "mmd", "word-dropout")
 OVERRIDES = ["data.grammar={seed: 0, train: 96, validation: 16, test: 16}", "training.max_steps=18"]
 OVERRIDES += ["training.max_epochs=null", "training.batch_size=16", "training.threads=1", "training.start_from=null"]
 OVERRIDES += ["training.evaluate_every=9", "training.log_every=1", "model.embedding_dim=8"]
