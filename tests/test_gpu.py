@@ -1,4 +1,4 @@
-"""What a GPU gives is what a CPU gives, up to rounding, and a training asks it for an answer once a step.
+"""What a GPU gives is what a CPU gives, up to rounding, and a training's steps do not wait for its answers.
 
 Skipped where there is none; the CPU's figures are held to closed forms and enumerations by the other tests.
 """
@@ -43,6 +43,13 @@ def on(device: str, run: Path) -> textvae.TextVAE:
     return textvae.load(run, device=device)
 
 
+def over_seeds(vae: textvae.TextVAE, seeds: int = 10) -> dict[str, float | None]:
+    """Figures of 60 sentences' draws, which are not the same on two devices, over several of them."""
+    found = [vae.evaluate("validation", seed=seed) for seed in range(seeds)]
+    means = {key: [figures.get(key) for figures in found] for key in (*DRAWN, "active_units", "ppl_elbo")}
+    return {key: None if None in values else sum(values) / seeds for key, values in means.items()}
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_trains_on_it_and_its_figures_are_the_cpus(name, tmp_path):
     recipe = recipe_file.load(ROOT / "recipes" / f"{name}.yaml", SMALL)  # long enough for shapes to come again
@@ -50,12 +57,12 @@ def test_every_method_trains_on_it_and_its_figures_are_the_cpus(name, tmp_path):
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert rows[-1]["part"] == "validation"
     assert rows[-1]["reconstruction"] > 0
-    mine, theirs = (on(device, folder).evaluate("validation", seed=0) for device in ("cuda", "cpu"))
-    # Of two Gaussians the KL has a closed form; of others it is estimated by draws.
-    gaussian = not {"prior", "posterior"} & recipe.model.model_fields_set
+    mine, theirs = (over_seeds(on(device, folder)) for device in ("cuda", "cpu"))
+    # Of two Gaussians the KL has a closed form; of others it is estimated by draws, and by draws some are refined.
+    gaussian = not {"prior", "posterior"} & recipe.model.model_fields_set and recipe.training.semi_amortized is None
     exact = (*["kl"] * gaussian, "active_units") if recipe.model.latent_dim else ("nll_elbo", "ppl_elbo")
     for key in (*exact, *DRAWN):
-        near = {"rel": 1e-3, "abs": 1e-3} if key in exact else {"rel": 0.03, "abs": 0.2}  # of 60 sentences' draws
+        near = {"rel": 1e-3, "abs": 1e-3} if key in exact else {"rel": 0.05, "abs": 0.3}  # 3 standard deviations
         expected = None if theirs.get(key) is None else pytest.approx(theirs[key], **near)
         assert mine.get(key) == expected, key
 
@@ -200,7 +207,7 @@ def test_draws_of_an_objective_are_the_same_played_and_launched(tmp_path, monkey
     assert found[0] == pytest.approx(found[1], rel=1e-4)
 
 
-def test_a_step_waits_for_the_device_once(values, tmp_path, monkeypatch):
+def test_a_step_does_not_wait_for_the_device(values, tmp_path, monkeypatch):
     from textvae.training import loop
 
     waits: list[int] = []
@@ -219,7 +226,7 @@ def test_a_step_waits_for_the_device_once(values, tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "take_step", watched)
     values["training"] |= {"log_every": 100, "max_steps": 60, "evaluate_every": 60, "optimizer": {"kind": "sgd"}}
     train(Recipe.model_validate(values), tmp_path / "run", quiet=True)
-    assert waits[-10:] == [1] * 10  # by then each shape of batch has been recorded
+    assert waits[-10:] == [0] * 10  # by then each shape of batch has been recorded
 
 
 def test_what_does_not_fit_is_said_in_one_line(values, tmp_path, capsys):

@@ -33,9 +33,11 @@ class Spoiled:
 """
 
 
-@pytest.fixture
-def spoiled(tmp_path, monkeypatch, values):
-    """Returns a function: steps and the number that spoils them -> a recipe."""
+@pytest.fixture(params=["waits", "ahead"])
+def spoiled(tmp_path, monkeypatch, values, request):
+    """Returns a function: steps and the number that spoils them -> a recipe; the program waits for answers, or not."""
+    if request.param == "ahead":
+        monkeypatch.setattr("textvae.training.setup.runs_ahead", lambda tensor: True)
     name = f"spoiling_{abs(hash(str(tmp_path)))}"
     (tmp_path / f"{name}.py").write_text(MODULE)
     monkeypatch.syspath_prepend(str(tmp_path))

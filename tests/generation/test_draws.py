@@ -7,13 +7,17 @@ import torch
 from scipy.stats import chisquare
 from torch import Tensor
 
-from textvae.generation.draws import draw, draw_from_nucleus, largest, seeds_of, uniform
+from textvae.generation.draws import NUMBERS, ONCE, WORDS, Streams, draw, draw_from_nucleus, largest, seeds_of, uniform
 
 ROWS = 20_000
 
 
 def seeds(rows: int = ROWS) -> Tensor:
     return seeds_of(rows, torch.Generator().manual_seed(0), torch.device("cpu"))
+
+
+def numbers(rows: int = ROWS) -> Tensor:
+    return Streams(seeds(rows), NUMBERS).of_word(0, torch.arange(rows))
 
 
 def random_weights(count: int, *, sharpness: float = 1.5) -> Tensor:
@@ -36,7 +40,7 @@ def assert_frequencies(drawn: Tensor, probabilities: Tensor) -> None:
 def test_words_are_drawn_in_proportion_to_their_weights(count):
     weights = random_weights(count)
     weights[1 : count // 2] = 0
-    drawn = draw(weights.expand(ROWS, -1), seeds(), 0)
+    drawn = draw(weights.expand(ROWS, -1), numbers())
     assert_frequencies(drawn, weights) if count > 1 else None
     assert drawn.min() >= 0
     assert drawn.max() < count
@@ -46,7 +50,8 @@ def test_a_word_of_one_ten_millionth_is_drawn_as_often_as_it_should():
     weights = torch.full((1, 1_000), 1e-7)
     weights[0, 999] = 1.0
     rows = 2_000_000
-    rare = sum(int((draw(weights.expand(50_000, -1), part, 0) != 999).sum()) for part in seeds(rows).split(50_000))
+    every = Streams(seeds(rows), ONCE).of_word(0, torch.arange(rows)).split(50_000, dim=1)
+    rare = sum(int((draw(weights.expand(50_000, -1), part) != 999).sum()) for part in every)
     expected = rows * 999e-7
     assert abs(rare - expected) < 4 * expected**0.5
 
@@ -58,14 +63,14 @@ def test_the_nucleus_is_what_sorting_says(count, top_p):
     ordered, columns = weights.double().sort(descending=True)
     inside = columns[ordered.cumsum(0) - ordered < top_p]
     exact = torch.zeros(count).index_copy(0, inside, weights[inside])
-    drawn = draw_from_nucleus(weights.expand(ROWS, -1), top_p, seeds(), 0)
+    drawn = draw_from_nucleus(weights.expand(ROWS, -1), top_p, numbers())
     assert_frequencies(drawn, exact) if len(inside) > 1 else None
     assert set(drawn.tolist()) <= set(inside.tolist())
 
 
 def test_words_tied_at_the_edge_of_the_nucleus_are_all_kept():
     weights = torch.tensor([0.1, 0.3, 0.3, 0.3]).expand(1_000, -1)
-    assert set(draw_from_nucleus(weights, 0.5, seeds(1_000), 0).tolist()) == {1, 2, 3}
+    assert set(draw_from_nucleus(weights, 0.5, numbers(1_000)).tolist()) == {1, 2, 3}
 
 
 @pytest.mark.parametrize("count", [3, 64, 1_000, 4_096, 5_003])
@@ -90,6 +95,16 @@ def test_the_streams_are_splitmix64():
     published = [0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4, 0x06C45D188009454F]  # seed 0
     zero = torch.zeros(1, dtype=torch.int64)
     assert [uniform(zero, i).item() for i in range(3)] == [(bits >> 11) * 2.0**-53 for bits in published]
+
+
+def test_a_words_numbers_are_its_own_part_of_the_stream_whichever_rows_ask():
+    whole = Streams(seeds(9), ONCE)
+    for step in (0, 1, WORDS - 1, WORDS, 3 * WORDS + 5, 2):
+        rows = torch.tensor([8, 0, 3])
+        found = whole.of_word(step, rows)
+        for i in range(ONCE):
+            assert torch.equal(found[i], uniform(seeds(9)[rows], step * NUMBERS + i))
+        assert torch.equal(found, Streams(seeds(9)[rows], NUMBERS).of_word(step, torch.arange(3))[:ONCE])
 
 
 def test_seeds_drawn_in_parts_are_those_drawn_at_once():

@@ -1,4 +1,4 @@
-"""The output layer with its loss fused against torch's cross entropy."""
+"""The output layer and its loss, as a CPU and as a GPU makes them, against torch's cross entropy."""
 
 import functools
 
@@ -8,6 +8,12 @@ import torch.nn.functional as F
 
 from textvae.nets import output as output_module
 from textvae.nets.output import SoftmaxOutput
+
+
+@pytest.fixture(params=["in pieces", "kept whole"], autouse=True)
+def form(request, monkeypatch):
+    """Both forms of the layer, the second being a GPU's."""
+    monkeypatch.setattr(output_module, "runs_ahead", lambda tensor: request.param == "kept whole")
 
 
 @pytest.mark.parametrize("bias", [True, False])

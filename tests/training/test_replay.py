@@ -33,6 +33,9 @@ class Again:
     def has_room(self) -> bool:
         return self.room
 
+    def at_hand(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor
+
     @contextlib.contextmanager
     def drawing_nothing(self):
         state = torch.get_rng_state()

@@ -13,43 +13,55 @@ from torch import Tensor
 
 BLOCK = 64  # words summed, or compared, as one; measured at 10,000 words
 TRIES = 8  # draws before the nucleus is sorted out; at most (1 - top_p)^8 of the rows get that far
-NUMBERS = 2 * (TRIES + 1)  # of a row's stream that one word may use up
+ONCE = 2  # numbers of a row's stream that a draw uses up
+NUMBERS = ONCE * (TRIES + 1)  # that one word may use up
+WORDS = 16  # whose numbers are made at once
 
 
-def draw(weights: Tensor, seeds: Tensor, counter: int) -> Tensor:
-    """Returns (R,) columns drawn in proportion to weights (R, V), never one of weight 0."""
+def draw(weights: Tensor, numbers: Tensor) -> Tensor:
+    """Returns (R,) columns drawn in proportion to weights (R, V), never one of weight 0.
+
+    Args:
+        weights: (R, V).
+        numbers: (2, R) in [0, 1), or more of which the first two are taken.
+    """
     count = weights.shape[1]
     if count <= 2 * BLOCK:
-        return _invert(weights, uniform(seeds, counter))
-    block = _invert(_over_blocks(weights, torch.sum), uniform(seeds, counter))
+        return _invert(weights, numbers[0])
+    block = _invert(_over_blocks(weights, torch.sum), numbers[0])
     columns = block[:, None] * BLOCK + torch.arange(BLOCK, device=weights.device)  # (R, BLOCK)
     inside = weights.gather(1, columns.clamp(max=count - 1)).masked_fill_(columns >= count, 0)
-    return block * BLOCK + _invert(inside, uniform(seeds, counter + 1))
+    return block * BLOCK + _invert(inside, numbers[1])
 
 
-def draw_from_nucleus(weights: Tensor, top_p: float, seeds: Tensor, counter: int) -> Tensor:
+def draw_from_nucleus(weights: Tensor, top_p: float, numbers: Tensor) -> Tensor:
     """Returns (R,) columns drawn from the nucleus of weights (R, V).
 
     A word is in the nucleus if the words more probable than it hold less than `top_p`. Drawing from all words until
     one is in the nucleus is exact, and a draw with its test takes a fortieth of the time of sorting the vocabulary.
+
+    Args:
+        weights: (R, V).
+        top_p: the probability that the nucleus holds.
+        numbers: (NUMBERS, R) in [0, 1).
     """
     limit = top_p * weights.sum(-1)  # (R,)
     choice = torch.zeros(len(weights), dtype=torch.int64, device=weights.device)
     rows = torch.arange(len(weights), device=weights.device)  # those without a word yet
     for attempt in range(TRIES):
-        drawn = draw(weights, seeds, counter + 2 * attempt)
+        drawn = draw(weights, numbers[ONCE * attempt :])
         least = weights.gather(1, drawn[:, None])
         above = torch.where(weights > least, weights, 0).sum(-1)
         choice[rows] = drawn
         outside = (above >= limit).nonzero().squeeze(1)
         if not len(outside):
             return choice
-        rows, weights, seeds, limit = rows[outside], weights[outside], seeds[outside], limit[outside]
+        rows, weights, numbers, limit = rows[outside], weights[outside], numbers[:, outside], limit[outside]
     ordered = weights.sort(dim=-1, descending=True).values
     before = ordered.double().cumsum(-1) - ordered
     last = ((before < limit[:, None]).sum(-1, keepdim=True) - 1).clamp_(min=0)
     nucleus = torch.where(weights >= ordered.gather(1, last), weights, 0)
-    choice[rows] = draw(nucleus, seeds, counter + NUMBERS - 2)
+    choice[rows] = draw(nucleus, numbers[-ONCE:])
     return choice
 
 
@@ -75,8 +87,30 @@ def seeds_of(rows: int, generator: torch.Generator | None, device: torch.device)
     return torch.randint(2**63 - 1, (rows,), generator=generator, device=source).to(device)
 
 
-def uniform(seeds: Tensor, counter: int) -> Tensor:
-    """Returns number `counter` of each row's stream, (R,) float64 in [0, 1), by SplitMix64.
+class Streams:
+    """The random streams of R rows, the numbers of several words made at once: each is a dozen small operations.
+
+    Args:
+        seeds: (R,), of each row's stream.
+        numbers: how many of a stream one word asks for.
+    """
+
+    def __init__(self, seeds: Tensor, numbers: int) -> None:
+        self.seeds = seeds
+        first = NUMBERS * torch.arange(WORDS, device=seeds.device)
+        self.counters = (first[:, None] + torch.arange(numbers, device=seeds.device))[:, :, None]
+        self.begin, self.made = 0, seeds.new_zeros(0)  # the word that the table begins with, (WORDS, numbers, R)
+
+    def of_word(self, step: int, rows: Tensor) -> Tensor:
+        """Returns the numbers (numbers, len(rows)) that rows use for word `step`."""
+        if not len(self.made) or not 0 <= step - self.begin < WORDS:
+            self.begin = step
+            self.made = uniform(self.seeds, self.counters + NUMBERS * step)
+        return self.made[step - self.begin].index_select(1, rows)
+
+
+def uniform(seeds: Tensor, counter: int | Tensor) -> Tensor:
+    """Returns number `counter` of each row's stream, (R,) float64 in [0, 1), by SplitMix64; of several, (..., R).
 
     A stream that is a function of its seed and a counter needs no state: rows may leave, and a row may draw again,
     without a change to the others. It is the same on every device.
@@ -84,7 +118,7 @@ def uniform(seeds: Tensor, counter: int) -> Tensor:
     References:
         Steele, Lea & Flood 2014, Fast splittable pseudorandom number generators, OOPSLA.
     """
-    bits = seeds + _signed((counter + 1) * 0x9E3779B97F4A7C15)
+    bits = seeds + (torch.as_tensor(counter) + 1) * _signed(0x9E3779B97F4A7C15)
     bits = (bits ^ _shift(bits, 30)) * _signed(0xBF58476D1CE4E5B9)
     bits = (bits ^ _shift(bits, 27)) * _signed(0x94D049BB133111EB)
     bits = bits ^ _shift(bits, 31)

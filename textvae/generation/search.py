@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from textvae.errors import UserError
-from textvae.generation.draws import NUMBERS, draw, draw_from_nucleus, largest, seeds_of
+from textvae.generation.draws import NUMBERS, ONCE, Streams, draw, draw_from_nucleus, largest, seeds_of
 from textvae.recipe import Generation
 
 State = tuple[Tensor, ...]  # each (layers, B, H)
@@ -199,6 +199,9 @@ def _sampler(settings: Generation, seeds: Tensor) -> Pick:
     # Nearer to 0 or to infinity than single precision goes, 0/0 would come of it: here it is greedy, or uniform.
     temperature = min(max(settings.temperature, COLDEST), 1 / COLDEST)
     memory: Tensor | None = None  # kept, because mapping 20 MB afresh each step takes longer than the softmax
+    top_p = 1.0 if settings.top_p is None else settings.top_p
+    whole = top_p == 1.0
+    streams = Streams(seeds, ONCE if whole else NUMBERS)
 
     def pick(logits: Tensor, rows: Tensor, step: int) -> Tensor:
         candidates = None
@@ -209,11 +212,8 @@ def _sampler(settings: Generation, seeds: Tensor) -> Pick:
         nonlocal memory
         memory = torch.empty_like(logits) if memory is None else memory
         weights = torch.softmax(logits, dim=-1, out=memory[: len(logits)])
-        counter = step * NUMBERS
-        if settings.top_p is None or settings.top_p == 1.0:
-            choice = draw(weights, seeds[rows], counter)
-        else:
-            choice = draw_from_nucleus(weights, settings.top_p, seeds[rows], counter)
+        numbers = streams.of_word(step, rows)
+        choice = draw(weights, numbers) if whole else draw_from_nucleus(weights, top_p, numbers)
         return choice if candidates is None else candidates.gather(1, choice[:, None]).squeeze(1)
 
     return pick

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
+from textvae.nets import kept
 from textvae.nets.recurrence import runs_ahead, traced
 from textvae.registry import Registry
 
@@ -67,8 +68,10 @@ class SoftmaxOutput(nn.Module):
         smoothing = self.label_smoothing if self.training else 0.0
         asked = any(tensor is not None and tensor.requires_grad for tensor in (hidden, self.weight, self.bias))
         if runs_ahead(hidden):
-            # The fused form asks for a value in its backward pass, which would stop the device.
-            at_once = max(1, len(hidden) if torch.is_grad_enabled() else DEVICE_ELEMENTS // len(self.weight))
+            # The form below asks for a value in its backward pass, which would stop the device.
+            if asked and torch.is_grad_enabled():
+                return kept.log_probabilities(hidden, self.weight, self.bias, targets, smoothing)
+            at_once = max(1, DEVICE_ELEMENTS // len(self.weight))
             parts = zip(hidden.split(at_once), targets.split(at_once))
             return torch.cat([self._log_p(part, chosen, smoothing) for part, chosen in parts])
         if asked and torch.is_grad_enabled():

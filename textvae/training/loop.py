@@ -144,21 +144,27 @@ def _run(
         position.elapsed_s = time.monotonic() - began
         _save(experiment, accelerator, position, folder)
 
+    def settle(*, everything: bool) -> None:
+        """Counts the steps that were left out, as far as that is known."""
+        nonlocal in_a_row
+        for outcome in experiment.outcomes.known(everything=everything):
+            in_a_row = 0 if outcome.taken else in_a_row + 1
+            position.skipped += not outcome.taken
+            if in_a_row == SKIPS_ALLOWED:
+                batch = telemetry.keep_batch(outcome.number, outcome.step)
+                raise TrainingError(_given_up(outcome.number, in_a_row, folder, batch))
+
     verdict = "keep"
     with _stop_signals() as stopped:
         while verdict != "stop" and (max_epochs is None or position.epoch < max_epochs):
             for step in experiment.batches.epoch(position.epoch, skip=position.step_in_epoch):
                 if total_steps is not None and position.step >= total_steps:
                     break
-                taken, stop = take_step(experiment, recipe, accelerator, step, position, telemetry, stopped)
-                in_a_row = 0 if taken else in_a_row + 1
-                if in_a_row == SKIPS_ALLOWED:
-                    raise TrainingError(
-                        _given_up(in_a_row, position, folder, telemetry.keep_batch(position.step, step))
-                    )
+                stop = take_step(experiment, recipe, accelerator, step, position, telemetry, stopped)
+                wanted = due(position.step) or (training.save_every and position.step % training.save_every == 0)
+                settle(everything=bool(wanted or stop))
                 if due(position.step):
                     verdict = evaluate()
-                wanted = due(position.step) or (training.save_every and position.step % training.save_every == 0)
                 if wanted and not in_a_row:  # what cannot go on is no place to go on from
                     save()
                 if stop:
@@ -172,6 +178,7 @@ def _run(
                         "the stream's training part gives no step: it has too few sentences that data keeps, for "
                         f"batches of {training.accumulation * accelerator.num_processes} pieces"
                     )
+                settle(everything=True)
                 position.epoch += 1
                 position.step_in_epoch = 0
                 if after_epoch(position.epoch):
@@ -179,6 +186,7 @@ def _run(
                     save()
                 continue
             break
+        settle(everything=True)
         if position.evaluated != position.step:
             evaluate()
         position.stopped = verdict == "stop"
@@ -186,10 +194,10 @@ def _run(
     telemetry.finish(position.best, position.best_step, position.skipped)
 
 
-def _given_up(steps: int, position: Position, folder: Path, batch: Path) -> str:
+def _given_up(number: int, steps: int, folder: Path, batch: Path) -> str:
     last = checkpoint.latest_checkpoint(folder)
     return (
-        f"step {position.step}: {steps} steps in a row without a finite gradient; the last one's batch is in {batch}. "
+        f"step {number}: {steps} steps in a row without a finite gradient; the last one's batch is in {batch}. "
         "Lower training.optimizer.lr or training.gradient_clip, or take training.precision: fp32. "
         + (f"The last checkpoint, {last}, is from before" if last else "There is no checkpoint from before")
     )

@@ -23,6 +23,7 @@ from textvae.types import Batch, Losses
 
 SEEN_BEFORE = 1  # batches of a shape, before it is recorded: a recording takes as long as several of them
 MEMORY_LEFT = 0.25  # share of the GPU's that stays free of recordings
+STAGED = 2**15  # bytes that a driver copies aside by itself; with more it may wait until what was started is done
 KNOWN = ("textvae", "torch", "zuko")  # whose modules do nothing in Python that a recording would leave out
 
 Key = tuple[tuple[int, ...], tuple[bool, ...]]  # the tokens' shape, and which terms have a weight
@@ -43,6 +44,10 @@ class Recorder:
         """Returns whether there is memory for another recording."""
         free, total = torch.cuda.mem_get_info(self.device)
         return free > MEMORY_LEFT * total
+
+    def at_hand(self, tensor: Tensor) -> Tensor:
+        """Returns a CPU's tensor where the GPU copies it from without keeping the program."""
+        return tensor.pin_memory() if tensor.nbytes > STAGED else tensor
 
     @contextlib.contextmanager
     def drawing_nothing(self) -> Iterator[None]:
@@ -147,7 +152,7 @@ class Replay:
         if (found := self.recordings.get(key)) is None:
             return None
         for held, new in zip((*found.batch, found.noise), (*batch, noise)):
-            held.copy_(new, non_blocking=True)
+            held.copy_(self.recorder.at_hand(new), non_blocking=True)
         found.weights.copy_(torch.tensor(list(weights.values())), non_blocking=True)
         found.play()
         for parameter in found.moved:

@@ -16,6 +16,7 @@ from textvae.averages import AVERAGES, Averaged
 from textvae.errors import CheckpointError, TrainingError
 from textvae.folders import metrics
 from textvae.model import SequenceVAE
+from textvae.nets.recurrence import runs_ahead
 from textvae.objective import Objective
 from textvae.optimizers import OPTIMIZERS
 from textvae.recipe import Recipe, StartFrom
@@ -26,6 +27,7 @@ from textvae.text import corpora, encoding, grammar, tokenizers
 from textvae.text.batching import Batches, TokenStore
 from textvae.text.streams import Reader, SharedStreamBatches, StreamBatches
 from textvae.training.critics import optimizers
+from textvae.training.outcomes import Outcomes
 from textvae.training.replay import Replay, replay_of
 from textvae.types import Schedule, Tokenizer
 
@@ -58,6 +60,7 @@ class Experiment:
     rate: Schedule
     decay: Plateau | None
     average: Averaged | None
+    outcomes: Outcomes
     pad_id: int
     base_rates: list[float]
     critics: list[tuple[Any, torch.optim.Optimizer]]
@@ -151,6 +154,10 @@ def prepare(recipe: Recipe, folder: Path, accelerator: Accelerator, *, resume: b
         rate=rate,
         decay=decay,
         average=average,
+        # An average takes in what was taken, and must know of it.
+        outcomes=Outcomes(
+            optimizer, accelerator, ahead=runs_ahead(unwrapped.decoder_embedding.weight) and average is None
+        ),
         pad_id=tokenizer.pad_id,
         base_rates=base_rates,
         critics=critics,

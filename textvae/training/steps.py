@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import torch
 from accelerate import Accelerator
@@ -43,13 +42,6 @@ class Position:
     numbers: dict[str, float] = field(default_factory=dict)  # of the last evaluation
 
 
-class Outcome(NamedTuple):
-    """What a step came to, the same on every process."""
-
-    taken: bool  # false where its gradients were not finite and it was left out
-    stop: bool  # whether any process was asked to stop before its end
-
-
 def take_step(
     experiment: Experiment,
     recipe: Recipe,
@@ -58,8 +50,11 @@ def take_step(
     position: Position,
     telemetry: Telemetry,
     stopping: Callable[[], bool],
-) -> Outcome:
-    """One optimiser step; `stopping` says whether this process was asked to stop, and all learn of it together."""
+) -> bool:
+    """One optimiser step; what it came to goes to `experiment.outcomes`.
+
+    `stopping` says whether this process was asked to stop; all learn of it together, by what is returned.
+    """
     model, optimizer = experiment.model, experiment.optimizer
     rate = experiment.rate(position.step) * experiment.decay_factor(position.decays)
     for group, base in zip(optimizer.param_groups, experiment.base_rates):
@@ -74,31 +69,31 @@ def take_step(
     # Every process sees the same averaged gradient, so all take or leave the step together. A signal reaches them at
     # different steps; those who stopped alone would leave the others in a collective that nobody answers.
     figures, stop, counted = losses.figures, stopping(), step.tokens
+    finite: Tensor | bool
     if accelerator.num_processes == 1:
-        taken = bool(torch.isfinite(norm + figures[0]))  # the step's one wait for a GPU
+        finite = torch.isfinite(norm + figures[0])
     else:
         said = torch.tensor([float(stop), float(counted)]).to(figures, non_blocking=True)
         used = torch.tensor(found, dtype=said.dtype).to(said, non_blocking=True)
         everyones = mean_over_processes(torch.cat([figures, said, used]))
         figures, (asked, tokens), used = everyones.split([len(figures), len(said), len(found)])
-        finite = torch.isfinite(norm + figures[0]).float()
-        answers = torch.cat([torch.stack([finite, asked, tokens]), used]).tolist()
-        taken, stop, counted = bool(answers[0]), answers[1] > 0, round(answers[2] * accelerator.num_processes)
+        all_finite = torch.isfinite(norm + figures[0]).float()
+        answers = torch.cat([torch.stack([all_finite, asked, tokens]), used]).tolist()
+        finite, stop, counted = bool(answers[0]), answers[1] > 0, round(answers[2] * accelerator.num_processes)
         # What no process has a gradient for is left alone, as one process leaves it.
         _forget(p for p, share in zip(experiment.unwrapped.parameters(), answers[3:]) if not share)
-    if taken or accelerator.scaler is not None:  # a scaler leaves the step out by itself, and lowers its scale then
-        optimizer.step()
+    taken = experiment.outcomes.attempt(finite)
     optimizer.zero_grad()
-    if taken and experiment.average is not None:
+    if experiment.average is not None and taken:
         experiment.average.after_step(position.step, experiment.unwrapped)
 
     position.step += 1
     position.step_in_epoch += 1
     position.tokens += counted
-    position.skipped += not taken
+    experiment.outcomes.record(taken, position.step, step)
     rate = optimizer.param_groups[0]["lr"]
     telemetry.step(position.step, position.epoch, counted, figures, losses.weights, norm, rate)
-    return Outcome(taken, stop)
+    return stop
 
 
 def _backward_with_room(
@@ -198,8 +193,7 @@ def _refine_encoder(experiment: Experiment, recipe: Recipe, accelerator: Acceler
             _backward_with_room(experiment, recipe, accelerator, step, position.step, number + 1)[0].figures[0]
         )
         _forget(others)
-        if torch.isfinite(_clip(accelerator, experiment.model, recipe.training.gradient_clip)):
-            experiment.optimizer.step()
+        experiment.outcomes.attempt(torch.isfinite(_clip(accelerator, experiment.model, recipe.training.gradient_clip)))
         experiment.optimizer.zero_grad()
         if len(losses) == settings.window:
             now = float(mean_over_processes(torch.stack(losses).mean()))
