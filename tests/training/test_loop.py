@@ -278,9 +278,10 @@ def test_a_stream_trains_and_resumes_to_the_bit(values, tmp_path):
 
 def test_collapse_is_said_with_the_keys_that_help(values, tmp_path, capfd):
     values["objective"] = {"kl": {"kind": "kl", "weight": 50.0}}
-    train(recipe(values, max_steps=60, evaluate_every=30), tmp_path / "run", quiet=True)
+    run = train(recipe(values, max_steps=60, evaluate_every=30), tmp_path / "run", quiet=True)
     message = capfd.readouterr().err
     assert message.count("the posterior has collapsed") == 1
+    assert f"(KL {rows(run, 'validation')[-1]['kl']:.3f} nats" in message  # as it is now, not as it was first found
     assert "objective.kl.free_nats" in message
 
 

@@ -133,10 +133,10 @@ class Telemetry:
         collapsed = numbers["kl"] < COLLAPSED_KL or numbers["active_units"] == 0
         if not (latent_dim and collapsed and self._at_top(step, weights)):
             self.collapsed = None
-        elif self.collapsed is not None:
-            self._warn()
-        else:  # the first evaluation may be of a model that has hardly begun
-            self.collapsed = collapse_warning(self.recipe, numbers)
+        else:
+            before, self.collapsed = self.collapsed, collapse_warning(self.recipe, numbers)
+            if before is not None:  # the first evaluation may be of a model that has hardly begun
+                self._warn()
         # The time of an evaluation is not the training's.
         self.since, self.tokens = time.monotonic(), 0
 
