@@ -56,7 +56,8 @@ class Outcomes:
         Args:
             finite: (), on the device.
         """
-        if isinstance(finite, Tensor) and self.ahead and self._has_begun():
+        self._begin_momenta()
+        if isinstance(finite, Tensor) and self.ahead:
             self.inner.found_inf = (~finite).float()
             self.optimizer.step()
             return finite
@@ -96,6 +97,14 @@ class Outcomes:
                 asked.event.synchronize()
             self.answered.append(Outcome(bool(asked.answer), asked.number, asked.step))
 
-    def _has_begun(self) -> bool:
-        """Whether momenta are there: left out on the device, a first step would leave them as memory was."""
-        return bool(self.inner.state) or not any(group.get("momentum") for group in self.inner.param_groups)
+    def _begin_momenta(self) -> None:
+        """Gives zero momenta to parameters whose first gradient this is, which makes the step that it would be anyway.
+
+        Fused SGD makes them of what memory holds, and so leaves them where the device leaves the step out; and it
+        breaks off where other parameters have theirs already, as the encoder's do after steps of its own.
+        """
+        for group in self.inner.param_groups:
+            if group.get("momentum") and not group.get("dampening"):
+                for parameter in group["params"]:
+                    if parameter.grad is not None and self.inner.state[parameter].get("momentum_buffer") is None:
+                        self.inner.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
