@@ -213,8 +213,11 @@ def draw(rows: list[Row], path: Path) -> None:
             (places[1][column], [row.own_mib for row in chosen], "own memory, MiB"),
         ):
             place.plot(values, heights, marker="o")
-            place.set_ylim(bottom=0)
+            place.set_ylim(0, 1.08 * max(heights))
             place.set_xscale("log")
+            place.set_xticks(values, [f"{value:,}" for value in values], fontsize=7)
+            place.minorticks_off()
+            place.yaxis.set_major_formatter("{x:,.0f}")
             place.grid(alpha=0.3)
             if column == 0:
                 place.set_ylabel(label)
