@@ -19,7 +19,7 @@ from textvae.checkpoint import latest_checkpoint
 from textvae.errors import CorpusError, UserError
 from textvae.recipe import Data, Recipe
 from textvae.text import corpora, encoding, streams, tokenizers
-from textvae.text.streams import Reader, SharedStreamBatches
+from textvae.text.streams import Reader, SharedStreamBatches, StreamBatches
 from textvae.training import train
 
 FILES = 4
@@ -157,6 +157,22 @@ def test_parts_of_a_step_are_one_batch(monkeypatch, accumulation, batch_tokens):
         assert len(tokens) <= 100
         if batch_tokens is None:
             assert len(tokens) == 100  # even shares are read to their end
+
+
+def test_buckets_of_a_buffer_are_what_is_sorted_by_length():
+    lengths = torch.randint(1, 60, (640,), generator=torch.Generator().manual_seed(0)).tolist()
+    rows = [[1, *[5] * length, number + 10] for number, length in enumerate(lengths)]
+    padding = {}
+    for bucket in (1, 5, 1_000):
+        batches = StreamBatches(lambda: iter(rows), 0, buffer=320, batch_size=16, bucket_batches=bucket)
+        seen, padded = [], 0
+        for step in batches.epoch(0):
+            (piece,) = step.pieces
+            seen += [int(tokens[length]) for tokens, length in zip(piece.batch.tokens, piece.batch.lengths)]
+            padded += int((piece.batch.tokens == 0).sum())
+        assert sorted(seen) == [number + 10 for number in range(640)]
+        padding[bucket] = padded
+    assert padding[1] > 2 * padding[5] > 3 * padding[1_000]
 
 
 def test_an_epoch_ends_with_the_shortest_share(monkeypatch):

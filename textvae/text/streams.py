@@ -121,7 +121,8 @@ class StreamBatches:
     Args:
         stream: () -> a fresh iterator over ids <s> .. </s>.
         buffer: sentences held at once.
-        pad_id, batch_size, batch_tokens, seed, process, accumulation: as for `Batches`.
+        pad_id, batch_size, batch_tokens, bucket_batches, seed, process, accumulation: as for `Batches`; no bucket is
+            larger than a buffer.
     """
 
     steps_per_epoch = None
@@ -134,12 +135,14 @@ class StreamBatches:
         buffer: int,
         batch_size: int,
         batch_tokens: int | None = None,
+        bucket_batches: int = 100,
         seed: int = 0,
         process: tuple[int, int] = (0, 1),
         accumulation: int = 1,
     ) -> None:
         self.stream, self.pad_id, self.buffer = stream, pad_id, max(buffer, batch_size)
-        self.batch_size, self.batch_tokens, self.seed = batch_size, batch_tokens, seed
+        self.batch_size, self.batch_tokens, self.bucket_batches = batch_size, batch_tokens, bucket_batches
+        self.seed = seed
         self.rank, self.world = process
         self.accumulation = accumulation
         check_pieces(batch_size, self.world * accumulation)
@@ -166,7 +169,7 @@ class StreamBatches:
             np.asarray([len(sentence) - 1 for sentence in sentences], dtype=np.int64),
             batch_size=self.batch_size,
             batch_tokens=self.batch_tokens,
-            bucket_batches=-(-len(sentences) // self.batch_size),
+            bucket_batches=self.bucket_batches,
             smallest=smallest,
             generator=np.random.default_rng([self.seed, *key]),
         )

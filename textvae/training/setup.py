@@ -268,6 +268,7 @@ def _batches(
     shared: dict[str, Any] = {
         "batch_size": training.batch_size,
         "batch_tokens": training.batch_tokens,
+        "bucket_batches": training.bucket_batches,
         "seed": recipe.seed,
         "process": (accelerator.process_index, accelerator.num_processes),
         "accumulation": training.accumulation,
@@ -280,7 +281,7 @@ def _batches(
             return StreamBatches(read, tokenizer.pad_id, buffer=data.shuffle_buffer, **shared)
         read = Reader(part, counts, workers=data.stream_workers, share=process)
         return SharedStreamBatches(read, tokenizer.pad_id, buffer=data.shuffle_buffer, **shared)
-    return Batches(TokenStore(part), tokenizer.pad_id, bucket_batches=training.bucket_batches, **shared)
+    return Batches(TokenStore(part), tokenizer.pad_id, **shared)
 
 
 def _horizon(recipe: Recipe, steps_per_epoch: int | None) -> Horizon:
