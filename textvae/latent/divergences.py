@@ -96,7 +96,7 @@ class KL:
         free_per: "sentence": each sentence's KL counts as max(KL, free_nats).
             "batch": max(mean KL over the batch, free_nats), over all processes' sentences.
             "dimension": sum_d max(mean over the batch of KL_d, free_nats / D), so that a dimension under its
-            share drops out, over all processes' sentences (Kingma 2016, arXiv 1606.04934, equation 16;
+            share drops out, over all processes' sentences (free bits; Kingma 2016, arXiv 1606.04934;
             Li 2019, arXiv 1909.00868, takes 8 nats on 32 dimensions). Needs diagonal Gaussians.
     """
 
