@@ -58,3 +58,24 @@ def test_kernels_of_past_shapes_are_not_kept_for_ever():
     kept = growth(ONEDNN_PRIMITIVE_CACHE_CAPACITY="100000", LRU_CACHE_CAPACITY="100000")
     ours = growth()
     assert ours < kept / 2
+
+
+NEIGHBOURS = """
+import resource, torch
+from textvae.evaluation.probes import knn_probe
+torch.set_num_threads(1)
+z, labels = torch.randn(40_000, 32), [row % 2 for row in range(40_000)]
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+knn_probe(z, labels, z[:10], labels[:10])
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="ru_maxrss is in KiB on Linux")
+@pytest.mark.slow
+def test_neighbours_of_many_queries_take_the_memory_of_a_few_blocks_of_distances():
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", NEIGHBOURS], env=environment, capture_output=True, text=True, timeout=300, check=True
+    )
+    assert float(done.stdout) < 400  # MiB; a block of distances is 16, and there are 62 of them
