@@ -40,7 +40,7 @@ class Outcomes:
     Args:
         optimizer: as accelerate prepared it.
         accelerator: a scaler of its own leaves steps out by itself.
-        ahead: whether the program may go on before it knows; such an optimiser must be fused.
+        ahead: whether the program may go on before it knows; an optimiser that is not fused is waited for all the same.
     """
 
     def __init__(self, optimizer: Any, accelerator: Accelerator, *, ahead: bool) -> None:
