@@ -9,7 +9,9 @@ os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="textvae-tests-")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+import atexit
 import random
+import shutil
 import signal
 import threading
 from collections.abc import Callable
@@ -17,6 +19,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
+atexit.register(shutil.rmtree, os.environ["HF_HOME"], ignore_errors=True)
 torch.set_num_threads(1)
 # What a shell puts in the background has SIGINT ignored, and the programs that the tests start would inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN and threading.current_thread() is threading.main_thread():

@@ -204,6 +204,19 @@ def test_help_does_not_wait_for_torch():
     assert subprocess.run([sys.executable, "-c", code], check=False, capture_output=True).returncode == 0
 
 
+@pytest.mark.parametrize(
+    ("given", "expected"), [({}, "3000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "passive"}, None)]
+)
+def test_threads_spin_briefly_before_torch_is_loaded(given, expected):
+    code = (
+        "import os, sys, textvae.__main__ as m\n"
+        "m.main = lambda: print(os.environ.get('GOMP_SPINCOUNT'), 'torch' in sys.modules)\nm.run()"
+    )
+    around = {name: value for name, value in os.environ.items() if name not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    done = subprocess.run([sys.executable, "-c", code], env=around | given, check=True, capture_output=True, text=True)
+    assert done.stdout.split() == [str(expected), "False"]
+
+
 def test_saved_evaluations_are_compared_sentence_by_sentence(folder, capfdbinary):
     run, again = str(folder / "run"), str(folder / "again")
     train = ["train", str(folder / "recipe.yaml"), "--out", again, "--quiet"]

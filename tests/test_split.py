@@ -83,9 +83,10 @@ def run(values, tmp_path):
     return trained
 
 
-def in_processes(count: int, *arguments: str) -> subprocess.CompletedProcess:
+def in_processes(count: int, *arguments: str, **variables: str) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "textvae", *arguments, "--processes", str(count)]
-    return subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300, check=False)
+    around = environment() | variables
+    return subprocess.run(command, env=around, capture_output=True, text=True, timeout=300, check=False)
 
 
 @pytest.mark.parametrize("kind", ["vmf", *(pytest.param(k, marks=pytest.mark.slow) for k in KINDS if k != "vmf")])
@@ -98,8 +99,11 @@ def test_an_evaluation_by_two_processes_gives_the_figures_of_one(run, tmp_path, 
     assert main(arguments) == 0
     alone = json.loads(capfd.readouterr().out)
     kept = json.loads((folder / "evaluation-test.json").read_text())
-    done = in_processes(2, *arguments)
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    done = in_processes(2, *arguments, TMPDIR=str(temporary))
     assert done.returncode == 0, done.stderr
+    assert not list(temporary.glob("torchelastic*"))  # the launcher's folder goes with it
     assert json.loads(done.stdout) == approximately(alone)  # printed once
     assert json.loads((folder / "evaluation-test.json").read_text()) == approximately(kept)
 

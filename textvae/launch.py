@@ -11,6 +11,7 @@ import logging
 import os
 import subprocess
 import sys
+import tempfile
 import uuid
 from typing import NoReturn
 
@@ -121,14 +122,16 @@ def relaunch(processes: int | None, *, gpus: bool, then: str = "") -> None:
 def _on_gpus(count: int, then: str) -> None:
     command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", str(count), "--multi_gpu"]
     command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-    command += ["--main_process_port", "0", "--module", "textvae", *sys.argv[1:]]
-    code = subprocess.run(command, check=False).returncode
+    command += ["--main_process_port", "0"]
+    with tempfile.TemporaryDirectory() as logs:
+        command += ["--log_dir", logs, "--module", "textvae", *sys.argv[1:]]
+        code = subprocess.run(command, check=False).returncode
     if code != 0:
         raise TrainingError(f"the processes ended with exit code {code}; their messages are above. {then}".rstrip())
 
 
 def _on_cpu(count: int, then: str) -> None:
-    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs, SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -136,19 +139,21 @@ def _on_cpu(count: int, then: str) -> None:
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
     for name in ("", ".agent.server.api"):  # what they would say stands below
         logging.getLogger(f"torch.distributed.elastic{name}").setLevel(logging.CRITICAL)
-    # An endpoint of its own on the loopback: no host name is looked up, and two launches never meet.
-    config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=count,
-        run_id=uuid.uuid4().hex,
-        rdzv_backend="c10d",
-        rdzv_endpoint="127.0.0.1:0",
-        local_addr="127.0.0.1",
-        max_restarts=0,
-    )
     try:
-        elastic_launch(config, sys.executable)("-u", "-m", "textvae", *sys.argv[1:])
+        with tempfile.TemporaryDirectory() as logs:
+            # An endpoint of its own on the loopback: no host name is looked up, and two launches never meet.
+            config = LaunchConfig(
+                min_nodes=1,
+                max_nodes=1,
+                nproc_per_node=count,
+                logs_specs=DefaultLogsSpecs(log_dir=logs),  # torch's own is left behind
+                run_id=uuid.uuid4().hex,
+                rdzv_backend="c10d",
+                rdzv_endpoint="127.0.0.1:0",
+                local_addr="127.0.0.1",
+                max_restarts=0,
+            )
+            elastic_launch(config, sys.executable)("-u", "-m", "textvae", *sys.argv[1:])
     except SignalException as error:  # passed on to the processes, which have saved and ended
         raise Interrupted(f"stopped by {error.sigval.name}. {then}".rstrip()) from error
     except ChildFailedError as error:
