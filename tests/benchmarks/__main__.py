@@ -129,10 +129,12 @@ def _line(row: dict[str, object]) -> str:
         value = row.get(key)
         return "" if value is None else format(value, form)
 
-    speed = f"{shown('per_second', ',.1f')} {row['unit']}"
-    cells = (
-        f"{row['case']:<16}{speed:>22}{shown('textbook_per_second', ',.0f'):>12}{shown('ratio_to_textbook', '.2f'):>8}"
-    )
+    def rate(key: str) -> str:
+        value = row.get(key)
+        return shown(key, ",.3g" if isinstance(value, float) and value < 100 else ",.0f")
+
+    speed = f"{rate('per_second')} {row['unit']}"
+    cells = f"{row['case']:<16}{speed:>22}{rate('textbook_per_second'):>12}{shown('ratio_to_textbook', '.2f'):>8}"
     memory = shown("peak_mib", ",.0f")
     if row.get("peak_mib_textbook") is not None:
         memory += f"/{shown('peak_mib_textbook', ',.0f')}"
