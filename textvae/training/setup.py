@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ from textvae.optimizers import OPTIMIZERS
 from textvae.recipe import Recipe, StartFrom
 from textvae.recipe_file import dump
 from textvae.recipe_file import load as load_recipe
+from textvae.registry import Registry
 from textvae.schedules import DECAYS, RATES, Horizon, Plateau
 from textvae.text import corpora, encoding, grammar, tokenizers
 from textvae.text.batching import Batches, TokenStore
@@ -108,14 +110,15 @@ def prepare(recipe: Recipe, folder: Path, accelerator: Accelerator, *, resume: b
 
     objective = build.build_objective(recipe, horizon, trust_code=trust_code)
     training = recipe.training
-    rate = build.build_timed(RATES, training.lr_schedule, horizon, "training.lr_schedule", trust_code=trust_code)
-    decay = None
-    if training.decay is not None:
-        decay = build.build_timed(DECAYS, training.decay, horizon, "training.decay", trust_code=trust_code)
-    average = None
-    if training.average is not None:
-        taken = build.build_timed(AVERAGES, training.average, horizon, "training.average", trust_code=trust_code)
-        average = Averaged(taken)
+
+    def timed(family: Registry, key: str) -> Any:
+        section = getattr(training, key)
+        if section is None:
+            return None
+        return build.build_timed(family, section, horizon, f"training.{key}", trust_code=trust_code)
+
+    rate, decay, averaged = timed(RATES, "lr_schedule"), timed(DECAYS, "decay"), timed(AVERAGES, "average")
+    average = Averaged(averaged) if averaged is not None else None
     optimizer = OPTIMIZERS.build(
         training.optimizer.as_dict(),
         [p for p in [*model.parameters(), *objective.trained_with_the_model()] if p.requires_grad],
@@ -127,8 +130,8 @@ def prepare(recipe: Recipe, folder: Path, accelerator: Accelerator, *, resume: b
     wrapped, optimizer = accelerator.prepare(model, optimizer)
     objective.to(accelerator.device)
     critics = optimizers(list(objective.critics.values()))
-    try:
-        if state:
+    if state:
+        with _reading_state(latest):
             optimizer.load_state_dict(state["optimizer"])
             objective.load_state_dict(state["objective"])
             for (_, critic_optimizer), saved in zip(critics, state["critics"], strict=True):
@@ -137,11 +140,6 @@ def prepare(recipe: Recipe, folder: Path, accelerator: Accelerator, *, resume: b
                 accelerator.scaler.load_state_dict(state["scaler"])
             if average is not None:
                 average.load_state_dict(state["average"], model)
-    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        raise CheckpointError(
-            f"{latest}/{checkpoint.STATE}: is not of this training ({error!r}); "
-            f"take {latest} away to go on from the checkpoint before"
-        ) from error
     unwrapped: SequenceVAE = accelerator.unwrap_model(wrapped)
     return Experiment(
         model=wrapped,
@@ -172,6 +170,18 @@ def prepare(recipe: Recipe, folder: Path, accelerator: Accelerator, *, resume: b
         ],
         position=position,
     )
+
+
+@contextlib.contextmanager
+def _reading_state(latest: Path | None) -> Iterator[None]:
+    """A context in which what a checkpoint's state does not fit is the checkpoint's fault."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{latest}/{checkpoint.STATE}: is not of this training ({error!r}); "
+            f"take {latest} away to go on from the checkpoint before"
+        ) from error
 
 
 def _encoder_parameters(model: SequenceVAE) -> list[torch.nn.Parameter]:
