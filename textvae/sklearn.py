@@ -49,6 +49,9 @@ class LatentTransformer(TransformerMixin, BaseEstimator):  # type: ignore[misc]
             UserError: something other than texts, or a run that is a language model.
             CheckpointError: no run, or a damaged one.
         """
+        dimensions = getattr(X, "ndim", 1)
+        if dimensions != 1:  # a list of a table would be its columns' names
+            raise UserError(f"X: got {dimensions} dimensions; it must be a list of texts, or one column: table['text']")
         texts = [X] if isinstance(X, (str, bytes)) else list(X)
         wrong = next((text for text in texts if not isinstance(text, str)), None)
         if isinstance(X, (str, bytes)) or wrong is not None:

@@ -161,6 +161,12 @@ def test_what_cannot_be_asked_is_refused(vae, options, message):
         vae.evaluate("test", **options)
 
 
+def test_scores_that_are_all_alike_are_refused_before_anything_is_computed(vae, monkeypatch):
+    monkeypatch.setattr("textvae.evaluation.whole.opened", lambda *_: pytest.fail("the corpus was read"))
+    with pytest.raises(UserError, match="numbers that differ"):
+        vae.evaluate("test", pairs=(["a", "b"], ["b", "a"], [1.0, 1.0]))
+
+
 def test_a_language_model_has_perplexities_and_no_latents_to_look_at(tmp_path):
     parts = {part: sentences(30, i) for i, part in enumerate(["train", "validation", "test"])}
     model = textvae.load(run_of(tmp_path, parts, latent_dim=0))

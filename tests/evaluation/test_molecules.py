@@ -25,11 +25,15 @@ def test_validity_uniqueness_and_novelty_by_hand():
     assert molecules.novelty(SMILES, TRAIN) == pytest.approx(3 / 4)
 
 
+# Naphthalene, then with a methyl group; quinoline; biphenyl.
+RINGS = ["c1ccc2ccccc2c1", "Cc1ccc2ccccc2c1", "c1ccc2ncccc2c1", "c1ccccc1-c1ccccc1"]
+
+
 def test_scaffolds_by_hand():
-    found = molecules.scaffolds(SMILES, TRAIN)
-    # Benzene twice and pyridine once; there benzene twice and cyclohexane once; chains have none.
+    # Naphthalene twice and quinoline once; there naphthalene twice and biphenyl once; of one ring and of none is none.
+    found = molecules.scaffolds([*SMILES, *RINGS[:3]], [*TRAIN, *RINGS[:2], RINGS[3]])
     assert found == (2, pytest.approx(1 / 2), pytest.approx(4 / (5**0.5 * 5**0.5)))
-    assert molecules.scaffolds(["CCO"], TRAIN) == (0, 0, 0)
+    assert molecules.scaffolds(SMILES, TRAIN) == (0, 0, 0)
 
 
 def test_internal_diversity_is_that_of_rdkits_own_pairs(monkeypatch):
@@ -84,11 +88,11 @@ def test_all_figures_are_those_of_the_single_functions_and_none_without_a_molecu
     assert found["qed_wasserstein"] == molecules.properties(SMILES, TRAIN)["qed"].wasserstein
     assert found["nearest_similarity"] == molecules.nearest_similarity(SMILES, TRAIN)
     # Beside a test set: novelty is of the training set as before, all that is held against others of the test set.
-    beside = molecules.figures(SMILES, TRAIN, SMILES)
+    beside = molecules.figures([*SMILES, *RINGS], TRAIN, [*SMILES, *RINGS])
     assert [beside[key] for key in ("scaffolds_shared", "scaffold_similarity", "nearest_similarity")] == pytest.approx(
         [1, 1, 1]
     )
-    assert beside["novelty"] == found["novelty"]
+    assert beside["novelty"] == molecules.novelty([*SMILES, *RINGS], TRAIN)
     assert beside["weight_wasserstein"] == 0
     none = molecules.figures(["((", ""], TRAIN)
     assert none.keys() == found.keys()

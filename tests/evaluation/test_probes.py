@@ -187,5 +187,8 @@ def test_a_run_stands_in_a_pipeline_is_cloned_and_pickled_by_its_path(values, tm
     for wrong in ("one text", [1, 2]):
         with pytest.raises(UserError, match="list of texts"):
             transformer.transform(wrong)
+    table = np.asarray(texts)[:, None]
+    with pytest.raises(UserError, match="2 dimensions; it must be a list of texts, or one column"):
+        transformer.transform(table)
     with pytest.raises(CheckpointError, match="holds no run"):
         transformer.set_params(run=tmp_path / "other").transform(texts)

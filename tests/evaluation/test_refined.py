@@ -10,7 +10,7 @@ import textvae
 from textvae.evaluation.latents import gaussian_parameters
 from textvae.evaluation.refined import Refining
 from textvae.recipe import Recipe
-from textvae.seeds import generator, mix
+from textvae.seeds import generator
 from textvae.text.batching import collate
 from textvae.training import train
 
@@ -68,7 +68,8 @@ def test_no_step_is_the_encoders_posterior(vae, batch):
 
 def test_one_step_goes_down_the_gradient_of_its_own_negative_elbo(vae, batch):
     mean, scale = parts(vae.model.encode(batch))
-    noise = torch.randn(mean.shape, generator=generator(mix(3, int(batch.tokens.sum()))))
+    rows = [row[: length + 1] for row, length in zip(batch.tokens.tolist(), batch.lengths.tolist())]
+    noise = torch.stack([torch.randn(mean.shape[1], generator=generator(3, *ids)) for ids in rows])
     mean.requires_grad_()
     log_scale = scale.log().requires_grad_()
     q = torch.distributions.Normal(mean, log_scale.exp())
@@ -88,6 +89,15 @@ def test_a_sentences_gradient_is_shortened_to_the_clip(vae, batch):
         lengths.append(torch.cat([mean - start, scale.log() - first.log()], -1).norm(dim=-1))
     assert bool((lengths[0] > 1e-2).all())
     torch.testing.assert_close(lengths[1], torch.full_like(lengths[1], 1e-3), rtol=1e-2, atol=1e-5)
+
+
+def test_a_sentences_posterior_does_not_hang_on_its_company(vae, batch):
+    model = Refining(vae.model, Settings(steps=4), 0)
+    texts = sentences(5, 9)
+    together = parts(model.encode(batch))
+    turned = parts(model.encode(collate(vae.tokenizer.encode([*texts[::-1], "a much longer sentence " * 4]), 0)))
+    for one, other in zip(together, turned):
+        torch.testing.assert_close(other[:5].flip(0), one, rtol=1e-4, atol=1e-5)
 
 
 def test_every_call_and_mode_gives_the_same_posterior(vae, batch):

@@ -72,6 +72,51 @@ def test_the_share_of_unknown_words_is_counted_and_a_texts_own_unk_is_no_such_wo
     assert results["byte"]["unknown_tokens"] == results["bpe"]["unknown_tokens"] == 0
 
 
+OWN_UNK = ["the zebra <unk> yak sees it", "the <unk> gnu wants it all", "the no-<unk> sees <unk>"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "data", "unknown", "tokens"),
+    [
+        # zebra, yak and gnu of two shortened sentences; "no-<unk>" is a word that no vocabulary has.
+        ("word", {"max_length": 5, "too_long": "truncate"}, 4, 3 * 5),
+        ("word", {"max_length": 6}, 1, 5),  # two sentences dropped
+        # Read letter by letter: < and > are characters that the training part lacks, as others.
+        (
+            "character",
+            {},
+            sum(letter not in "".join(sentences(120, 1)) for text in OWN_UNK for letter in text),
+            sum(len(text) + 1 for text in OWN_UNK),
+        ),
+    ],
+)
+def test_what_is_unknown_is_told_from_a_texts_own_unk(runs, tmp_path, kind, data, unknown, tokens):
+    (tmp_path / "test.txt").write_text("".join(f"{text}\n" for text in OWN_UNK))
+    vae = textvae.load(runs[kind])
+    files = {**vae.recipe.data.files, "test": str(tmp_path / "test.txt")}
+    recipe = vae.recipe.model_copy(update={"data": vae.recipe.data.model_copy(update={"files": files, **data})})
+    found = vae.evaluate("test", recipe=recipe)
+    assert (found["unknown_tokens"] * tokens, found["target_tokens"]) == pytest.approx((unknown, tokens))
+    assert found["bits_per_character_elbo"] is None
+
+
+def test_a_streamed_part_is_refused_in_a_line(runs):
+    vae = textvae.load(runs["word"])
+    recipe = vae.recipe.model_copy(update={"data": vae.recipe.data.model_copy(update={"streaming": True})})
+    with pytest.raises(UserError, match=r"train is streamed.*data\.streaming=false"):
+        vae.evaluate("train", recipe=recipe)
+
+
+def test_sentences_annealed_together_are_no_matter_of_the_memory_at_hand(runs):
+    vae = textvae.load(runs["word"])
+    found = []
+    for tokens in (20_000, 160):
+        evaluation = vae.recipe.evaluation.model_copy(update={"batch_tokens": tokens})
+        recipe = vae.recipe.model_copy(update={"evaluation": evaluation})
+        found.append(vae.evaluate("test", recipe=recipe, anneal=6)["annealed"])
+    assert found[0] == pytest.approx(found[1], rel=1e-4)
+
+
 def test_units_of_no_tokenizer_are_of_the_corpus_text_and_none_where_words_are_unknown(results):
     characters = sum(len(text) + 1 for text in RARE)
     for name in ("byte", "bpe"):
@@ -207,6 +252,8 @@ def saved(results, *names, **changes):
 def test_likelihoods_of_other_words_or_other_samples_are_not_compared(results):
     with pytest.raises(UserError, match=r"know different words.*few 0\."):
         compare.same_measure(saved(results, "word", "few"), "nll_iw")
+    with pytest.raises(UserError, match="know different words"):
+        compare.same_measure(saved(results, "word", "few"), "reconstruction")
     both = {**saved(results, "word"), "other": {**results["word"], "iw_samples": 5}}
     with pytest.raises(UserError, match=r"word 3, other 5"):
         compare.same_measure(both, "nll_iw")
@@ -228,6 +275,10 @@ def test_all_figures_stand_side_by_side_and_a_shift_beyond_noise_is_marked(resul
     }
     assert fewer["nll_iw"]["beyond_noise"] is None  # of other samples: no test tells
     assert fewer["kl"]["beyond_noise"] == ["b"]
+    # Of settings and spreads nothing is a figure.
+    probed = {**results["word"], "probe": {"repeats": 5, "linear": 0.5, "linear_spread": 0.1, "test_sentences": 9}}
+    names = {row["figure"] for row in compare.side_by_side({"a": probed})}
+    assert {name for name in names if name.startswith("probe")} == {"probe.linear"}
     odd = compare.side_by_side({"a": results["word"], "b": {**worse, "chrf": "many"}})
     assert next(row for row in odd if row["figure"] == "chrf")["values"]["b"] is None
     text = compare.side_by_side_table(list(rows.values()))
@@ -237,7 +288,27 @@ def test_all_figures_stand_side_by_side_and_a_shift_beyond_noise_is_marked(resul
     assert "perplexity" not in table
 
 
+def test_perplexities_of_other_tokens_are_not_compared_and_those_of_the_text_are(results):
+    byte, other = results["byte"], {**results["byte"]}
+    columns = byte["per_sentence"]
+    other["per_sentence"] = {**columns, "nll_iw": [value + 1 for value in columns["nll_iw"]]}
+    rows = {row["figure"]: row for row in compare.side_by_side({"a": byte, "b": other})}
+    for name in ("nll_iw", "ppl_iw", "bits_per_character_iw", "ppl_word_iw"):
+        assert rows[name]["beyond_noise"] == ["b"]
+    # Half the tokens for the same text: the mean is still that of the sentences, the perplexity another thing.
+    other["per_sentence"] |= {"tokens": [count // 2 for count in columns["tokens"]]}
+    rows = {row["figure"]: row for row in compare.side_by_side({"a": byte, "b": other})}
+    assert rows["ppl_iw"]["beyond_noise"] is None
+    assert rows["nll_iw"]["beyond_noise"] == rows["bits_per_character_iw"]["beyond_noise"] == ["b"]
+
+
 # ---- the page
+
+
+def test_a_figure_of_molecules_is_not_taken_for_its_namesake_of_texts():
+    found = {f.name: f.estimator for f in page.figures({"samples": {"novelty": 0.5}, "molecules": {"novelty": 0.5}})}
+    assert "molecules" in found["molecules.novelty"]
+    assert "to the letter" in found["samples.novelty"]
 
 
 def test_every_number_of_a_whole_result_says_what_estimates_it(runs):

@@ -10,12 +10,15 @@ import torch
 from torch import Tensor
 
 from textvae.errors import UserError, suggest
-from textvae.evaluation import bounds, intervals
+from textvae.evaluation import bounds, estimators, intervals
 
-LIKELIHOODS = ("nll_elbo", "nll_iw")
-PERPLEXITIES = {"ppl_elbo": "nll_elbo", "ppl_iw": "nll_iw"}  # of the same tokens, a function of the mean
+BOUNDS = ("elbo", "iw")
+LIKELIHOODS = ("reconstruction", "nll_elbo", "nll_iw")
+PERPLEXITIES = {"ppl_elbo": "nll_elbo", "ppl_iw": "nll_iw"}  # of the same tokens, functions of the mean
+# Functions of the mean whatever the tokens: words and characters are the corpus's own.
+OF_THE_TEXT = {f"{name}_{bound}": f"nll_{bound}" for name in ("ppl_word", "bits_per_character") for bound in BOUNDS}
 NO_FIGURES = ("settings", "per_sentence", "dropped", "count", "reference_sentences", "train_sentences")
-BESIDE = ("_ceiling", "_expected", "_reference", "_standard_error")  # what a figure is to be read by, not one
+BESIDE = ("_ceiling", "_expected", "_reference", "_standard_error", "_spread")  # what a figure is read by, not one
 COUNTS = ("sentences", "target_tokens", "iw_samples", "unknown_tokens", "mutual_information_ceiling", "iw_ess_low")
 
 
@@ -150,7 +153,9 @@ def side_by_side(
     rows: list[dict[str, Any]] = []
     for name in names:
         values = {run: figures.get(name) for run, figures in flat.items()}
-        beyond = _beyond_noise(saved, PERPLEXITIES.get(name, name), level, generator)
+        by = (PERPLEXITIES | OF_THE_TEXT).get(name, name)
+        told = None not in values.values() and not (name in PERPLEXITIES and _tokens_differ(saved))
+        beyond = _beyond_noise(saved, by, level, generator) if told else None
         rows.append({"figure": name, "values": values, "beyond_noise": beyond})
     return rows
 
@@ -162,8 +167,14 @@ def _figures(result: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, i
             continue
         if isinstance(value, Mapping):
             yield from _figures(value, f"{path}{name}.")
-        elif type(value) in (int, float):
+        elif type(value) in (int, float) and name not in estimators.PLAIN:
             yield f"{path}{name}", value
+
+
+def _tokens_differ(saved: Mapping[str, Mapping[str, Any]]) -> bool:
+    """Whether a token means another thing in one of the runs, so that perplexities a token do not compare."""
+    first, *others = (list(result["per_sentence"].get("tokens") or []) for result in saved.values())
+    return any(tokens != first for tokens in others)
 
 
 def _beyond_noise(

@@ -61,10 +61,11 @@ ESTIMATORS = {
     "length_kl": "nats: lengths, KL(real ‖ these), add-1/2 smoothed; biased upwards by few texts",
     "length_js": "nats, 0 to ln 2: lengths, Jensen-Shannon; biased upwards by few texts",
     "validity": "share of samples that rdkit reads and sanitises, 0 to 1",
+    "molecules.novelty": "share of the different valid molecules that the training part does not have (MOSES)",
     "uniqueness": "share of different molecules among the valid ones (MOSES)",
     "internal_diversity": "1 less the mean Tanimoto similarity of pairs, Morgan fingerprints (MOSES, IntDiv1)",
-    "scaffolds": "different Bemis-Murcko scaffolds of the valid ones",
-    "nearest_similarity": "Tanimoto similarity to the nearest molecule of the evaluated part, mean (MOSES, SNN)",
+    "scaffolds": "different Bemis-Murcko scaffolds of two rings or more of the valid ones",
+    "nearest_similarity": "Tanimoto similarity to the nearest of the part's first 5,000 at most, mean (MOSES, SNN)",
     "scaffolds_shared": "share of those scaffolds that molecules of the evaluated part have",
     "scaffold_similarity": "cosine of the scaffolds' frequencies, samples and evaluated part (MOSES, Scaf)",
     "logp_mean": "Crippen's estimate of logP (Wildman & Crippen 1999): mean of the valid samples",
@@ -88,6 +89,10 @@ OF_A_LANGUAGE_MODEL = {
     "nll_iw": "nats a sequence: −log p(x), exact",
     "ppl_elbo": "a token, exact; </s> counted, <s> not",
     "ppl_iw": "a token, exact; </s> counted, <s> not",
+    "ppl_word_elbo": "a word by split(), exact; sentence ends counted; — where words are unknown or one a text",
+    "ppl_word_iw": "a word by split(), exact; sentence ends counted; — where words are unknown or one a text",
+    "bits_per_character_elbo": "exact; sentence ends counted as one; — where the vocabulary lacks words",
+    "bits_per_character_iw": "exact; sentence ends counted as one; — where the vocabulary lacks words",
 }
 # Counts, settings and names, which nothing estimates.
 PLAIN = {
@@ -115,6 +120,7 @@ PLAIN = {
     "textvae",
     "torch",
     "prior",
+    "samples_prior",
     "posterior",
     "reconstructions_by",
 }

@@ -15,12 +15,13 @@ from textvae.errors import MissingExtraError, UserError
 from textvae.evaluation.samples import wasserstein_1d
 
 RADIUS, BITS = 2, 1024  # of the Morgan fingerprints, as in MOSES
+RINGS = 2  # of a scaffold at least, as in MOSES: benzene alone would stand for a quarter of a corpus
 ROWS = 1024  # fingerprints compared at once with all others
 PROPERTIES = ("logp", "qed", "weight")
 
 
 class Scaffolds(NamedTuple):
-    """Bemis-Murcko scaffolds of samples beside those of a reference; molecules without rings have none."""
+    """Bemis-Murcko scaffolds of samples beside those of a reference; of fewer rings than two is none."""
 
     different: int  # among the samples
     shared: float  # share of these that the reference has, 0 to 1; 0 where there is none
@@ -156,6 +157,8 @@ def nearest_similarity(smiles: Smiles, reference: Smiles, *, at_most: int = 5_00
 def scaffolds(smiles: Smiles, reference: Smiles) -> Scaffolds:
     """Returns the samples' Bemis-Murcko scaffolds beside a reference's: how many, shared, and how alike in number.
 
+    As in MOSES, those of two rings or more.
+
     Raises:
         UserError: no valid molecule on one side.
 
@@ -246,11 +249,10 @@ def _fingerprints(molecules: Iterable[Any]) -> NDArray[np.float32]:
 
 
 def _scaffolds(molecules: Iterable[Any]) -> Counter[str]:
-    murcko = _rdkit("Chem.Scaffolds.MurckoScaffold")
+    chem, murcko = _rdkit("Chem"), _rdkit("Chem.Scaffolds.MurckoScaffold")
     with _rdkit("rdBase").BlockLogs():
-        found = Counter(murcko.MurckoScaffoldSmiles(mol=molecule) for molecule in molecules)
-    del found[""]
-    return found
+        found = [murcko.GetScaffoldForMol(molecule) for molecule in molecules]
+        return Counter(chem.MolToSmiles(scaffold) for scaffold in found if scaffold.GetRingInfo().NumRings() >= RINGS)
 
 
 def require() -> None:

@@ -160,10 +160,10 @@ def _collect(result: Mapping[str, Any], above: str, found: list[Figure], estimat
         if isinstance(value, Mapping) and "value" not in value:
             _collect(value, f"{name}.", found, estimators)
         elif isinstance(value, Mapping):
-            found.append(_figure(name, value["value"], value, estimators.get(key, "")))
+            found.append(_figure(name, value["value"], value, estimators.get(name, estimators.get(key, ""))))
         elif value is None or isinstance(value, (bool, int, float, str)):
             notes = {note: result.get(f"{key}_{note}") for note in NOTES}
-            found.append(_figure(name, value, notes, estimators.get(key, "")))
+            found.append(_figure(name, value, notes, estimators.get(name, estimators.get(key, ""))))
 
 
 def _figure(name: str, value: Any, notes: Mapping[str, Any], estimator: str) -> Figure:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,6 +19,7 @@ from textvae.text.codecs import UNK
 from textvae.types import Batch
 
 BY_CHARACTER = ("character", "byte")  # tokenizers without words
+CANDIDATES = 1_000  # sentences searched for a word that the vocabulary knows
 
 
 @dataclass
@@ -73,14 +75,17 @@ class Part:
         return texts
 
     @cached_property
+    def _corpus_texts(self) -> list[str]:
+        rows: Iterable[Any] = self.corpus.parts[self.split]  # type: ignore[index]
+        return [str(row["text"]) for row in rows]
+
+    @cached_property
     def own_texts(self) -> list[str]:
         """The sentences that are evaluated as the corpus has them, in its order; of a shortened one what is left.
 
         No tokenizer is in between: words that the vocabulary lacks stand there too.
         """
-        rows: Iterable[Any] = self.corpus.parts[self.split]  # type: ignore[index]
-        texts = [str(row["text"]) for row in rows]
-        longest = self.recipe.data.max_length
+        texts, longest = self._corpus_texts, self.recipe.data.max_length
         if longest is None:
             return texts
         own, tokenizer = [], self.vae.tokenizer
@@ -100,9 +105,31 @@ class Part:
         if tokenizer.unk_id is None:
             return 0.0
         unknown = sum(int((np.asarray(store[row]) == tokenizer.unk_id).sum()) for row in range(len(store)))
-        spelt = tokenizer.decode([[tokenizer.unk_id]])[0].strip() or UNK
-        literal = sum(text.count(spelt) for text in self.own_texts) if unknown else 0
-        return max(unknown - literal, 0) / int(store.lengths.sum())
+        return (unknown - self._spelt_unknown() if unknown else 0) / int(store.lengths.sum())
+
+    def _spelt_unknown(self) -> int:
+        """How many of the tokens that count as unknown are a word of the text's own, "<unk>".
+
+        A known word is put in its place: what is unknown besides stays so, in shortened sentences too.
+        """
+        tokenizer, longest = self.vae.tokenizer, self.recipe.data.max_length
+        unk, texts = tokenizer.unk_id, self._corpus_texts
+        spelt = tokenizer.decode([[unk]])[0].strip() or UNK
+        alone = tokenizer.encode([spelt])[0][1:-1]
+        with_it = [text for text in texts if spelt in text.split()]
+        if len(alone) > 2 or alone.count(unk) != 1 or not with_it:
+            return 0  # such a tokenizer reads it letter by letter, or no text has it
+        words = list(dict.fromkeys(word for text in texts[:CANDIDATES] for word in text.split()))
+        pieces = (ids[1:-1] for ids in tokenizer.encode(words))
+        known = next((w for w, found in zip(words, pieces) if len(found) == len(alone) and unk not in found), None)
+        if known is None:
+            return 0
+        replaced = [re.sub(rf"(?<!\S){re.escape(spelt)}(?!\S)", lambda _: known, text) for text in with_it]
+        return sum(
+            ids[:longest].count(unk) - others[:longest].count(unk)
+            for ids, others in zip(tokenizer.encode(with_it), tokenizer.encode(replaced))
+            if longest is None or len(ids) - 1 <= longest or self.recipe.data.too_long == "truncate"
+        )
 
 
 def opened(vae: Any, split: str, recipe: Recipe, seed: int) -> Part:
@@ -116,6 +143,8 @@ def opened(vae: Any, split: str, recipe: Recipe, seed: int) -> Part:
     parts: dict[str, Any] = {str(name): rows for name, rows in encoded.parts.items()}
     if split not in parts:
         raise UserError(f"split: the corpus has no part {split!r}{suggest(split, parts)}")
+    if split == "train" and corpus.streaming:
+        raise UserError("split: train is streamed, and figures are of what is held; add data.streaming=false")
     part = Part(vae, recipe, seed, split, corpus, parts, dict(encoded.dropped.get(split, {})))
     if not len(part.store):
         raise UserError(f"split: the part {split!r} has no sentence")

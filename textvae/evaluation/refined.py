@@ -14,7 +14,7 @@ from textvae.evaluation.bounds import cudnn
 from textvae.evaluation.latents import gaussian_parameters
 from textvae.latent.divergences import kl, shown
 from textvae.latent.posteriors import diagonal_gaussian
-from textvae.seeds import generator, mix
+from textvae.seeds import generator
 from textvae.types import Batch
 
 AT_ONCE = 2_000  # padded tokens whose gradient is taken at once
@@ -89,7 +89,8 @@ def parameters_of(posterior: Any) -> Tensor:
 class Refining:
     """A model in evaluation whose `encode` goes on from the encoder's posterior; all else is the model's own.
 
-    The steps descend -ELBO with one draw of z a sentence, another in each step, the same at every call.
+    The steps descend -ELBO with one draw of z a sentence, another in each step: a function of the sentence and the
+    seed, whatever stands beside it, so that the likelihood's several passes meet the same posterior.
 
     Args:
         model: a SequenceVAE.
@@ -108,10 +109,10 @@ class Refining:
         with torch.inference_mode(False), torch.no_grad():
             tokens, lengths = (tensor.clone() for tensor in batch)  # a tensor of inference mode has no gradient
             start = parameters_of(self.model.encode(Batch(tokens, lengths)))
-            # A function of the sentences, for the likelihood's several passes must meet the same posterior.
-            draw = generator(mix(self.seed, int(tokens.sum())), device=tokens.device)
-            shape = (len(start), self.settings.steps, start.shape[1] // 2)
-            noise = torch.randn(shape, generator=draw, device=start.device, dtype=start.dtype)
+            shape = (self.settings.steps, start.shape[1] // 2)
+            sentences = (row[: length + 1] for row, length in zip(tokens.tolist(), lengths.tolist()))
+            noise = torch.stack([torch.randn(shape, generator=generator(self.seed, *ids)) for ids in sentences])
+            noise = noise.to(start)
             rows = max(1, AT_ONCE // tokens.shape[1])
             with cudnn(enabled=False):  # its cells have no backward pass in evaluation mode, torch's own have
                 parts = [

@@ -16,6 +16,7 @@ import torch
 from textvae.errors import UserError
 from textvae.evaluation import annealing, bounds, labelled, report, suite
 from textvae.evaluation.compare import fingerprint
+from textvae.evaluation.correlation import pearson
 from textvae.evaluation.language import LanguageModel
 from textvae.evaluation.molecules import figures as molecule_figures
 from textvae.evaluation.molecules import require as require_rdkit
@@ -33,6 +34,7 @@ KNOWN = 1_000_000  # training sentences at most that samples may be copies of; a
 REFERENCES = 10_000  # sentences of the part that samples' words and lengths are held against
 SHOWN = 50  # reconstructions that are kept
 CHAINS, TEMPERATURES, REFINING_STEPS = 8, 100, 200  # of the check by annealing, and of refined posteriors
+ANNEALED_TOKENS = 2_500  # padded, of sentences annealed together
 PICKING_SENTENCES = 2_000  # of the validation part that pick a language model's parameters
 WALK = 7  # texts of a path, its ends counted
 
@@ -136,6 +138,8 @@ def _check(vae: Any, asked: Asked) -> None:
             f"language: got {asked.language} samples and {asked.language_steps} steps; a language model needs 2 "
             "samples or more, thousands to learn much, and 1 step or more"
         )
+    if asked.pairs:
+        pearson(asked.pairs[2], asked.pairs[2])  # refuses scores that correlate with nothing
     if asked.probe:
         (_, learned), (_, tested) = asked.probe
         labelled.check(learned, tested)
@@ -215,13 +219,13 @@ def _settings(part: Part) -> dict[str, Any]:
     vae, generation = part.vae, part.recipe.generation
     fitted = getattr(vae.fitted_prior, "kind", None)
     posterior = "refined by the recipe's own steps" if isinstance(vae.model, Refining) else "the encoder's"
-    prior = f"fitted: {fitted}" if fitted else part.recipe.model.prior.kind if vae.latent_dim else None
     return {
         "seed": part.seed,
         "device": vae.device.type,
         "textvae": __version__,
         "torch": torch.__version__,
-        "prior": prior,
+        "prior": vae.recipe.model.prior.kind if vae.latent_dim else None,
+        "samples_prior": (f"fitted: {fitted}" if fitted else "the model's") if vae.latent_dim else None,
         "posterior": posterior if vae.latent_dim else None,
         "samples_by": generation.model_dump(exclude_none=True),
         "reconstructions_by": "greedy",
@@ -232,9 +236,10 @@ def _annealed(part: Part, count: int) -> dict[str, Any]:
     """The bound's check on the same sentences, means over them, and how far the encoder is from its best."""
     vae, seed, settings = part.vae, part.seed, part.recipe.evaluation
     first = ListStore([part.store[row].tolist() for row in range(min(count, len(part.store)))])
-    # An annealed chain keeps what its gradient needs: one sentence's samples at a time where they are long.
-    size = max(1, settings.batch_tokens // CHAINS)
-    batches = [vae.on_device(batch) for _, batch in evaluation_batches(first, vae.tokenizer.pad_id, batch_tokens=size)]
+    # An annealed chain keeps what its gradient needs: one sentence's samples at a time where they are long. Of a size
+    # of their own, for what is drawn goes by batches.
+    sized = evaluation_batches(first, vae.tokenizer.pad_id, batch_tokens=ANNEALED_TOKENS)
+    batches = [vae.on_device(batch) for _, batch in sized]
     options: dict[str, Any] = {"batch_tokens": settings.batch_tokens, "generator": vae.generator(seed)}
     checked = annealing.ais_nll(vae.model, batches, samples=CHAINS, temperatures=TEMPERATURES, **options)
     options["generator"] = vae.generator(seed)
