@@ -113,11 +113,19 @@ def with_all(total: Tensor, parameters: Sequence[Tensor], found: Sequence[bool])
 
 
 def average_gradients(parameters: Iterable[Tensor]) -> None:
-    """Averages the gradients of parameters that DistributedDataParallel does not know, in place."""
-    if world_size() == 1:
+    """Averages the gradients of parameters that DistributedDataParallel does not know, in place.
+
+    Where one process has a gradient and another has none (no word of its batch stands in a cluster), that counts as 0.
+    """
+    parameters = list(parameters)
+    if world_size() == 1 or not parameters:
         return
-    for parameter in parameters:
-        if parameter.grad is not None:
+    having = torch.tensor([parameter.grad is not None for parameter in parameters], dtype=torch.int32)
+    having = having.to(parameters[0].device)
+    dist.all_reduce(having)
+    for parameter, processes in zip(parameters, having.tolist()):
+        if processes:
+            parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
             dist.all_reduce(parameter.grad)
             parameter.grad /= world_size()
 

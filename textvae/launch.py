@@ -1,6 +1,7 @@
-"""Several processes from one command: it starts itself again, once for each process.
+"""Several processes from one command: it starts itself again, once for each process, by torch's launcher.
 
-On GPUs that is `accelerate launch`; on the CPU, where that starts one process without an MPI, torch's own launcher.
+`accelerate launch` starts one process on a CPU without an MPI, and as a child of this one it would have to be told of
+signals. What it says to its processes beside what torch's launcher says, accelerate finds out by itself.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ import atexit
 import contextlib
 import logging
 import os
-import subprocess
 import sys
 import tempfile
 import uuid
@@ -106,36 +106,24 @@ def relaunch(processes: int | None, *, gpus: bool, then: str = "") -> None:
 
     Raises:
         UserError: fewer GPUs than processes.
+        Interrupted: a signal ended them, which each was given the time to save for.
         TrainingError: they ended with an error; names the process and its signal, or refers to what it has printed.
     """
+    from accelerate.utils import check_cuda_p2p_ib_support
+    from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs, SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
     count = processes or torch.cuda.device_count()
     if gpus and count > torch.cuda.device_count():
         raise UserError(f"--processes: got {count}, one to a GPU, and there are {torch.cuda.device_count()}")
     # A child that finds this never starts children of its own, whatever the launcher has told it.
     os.environ[STARTED] = "1"
-    if gpus:
-        _on_gpus(count, then)
-    else:
-        _on_cpu(count, then)
-
-
-def _on_gpus(count: int, then: str) -> None:
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", str(count), "--multi_gpu"]
-    command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-    command += ["--main_process_port", "0"]
-    with tempfile.TemporaryDirectory() as logs:
-        command += ["--log_dir", logs, "--module", "textvae", *sys.argv[1:]]
-        code = subprocess.run(command, check=False).returncode
-    if code != 0:
-        raise TrainingError(f"the processes ended with exit code {code}; their messages are above. {then}".rstrip())
-
-
-def _on_cpu(count: int, then: str) -> None:
-    from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs, SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
-
-    os.environ["ACCELERATE_USE_CPU"] = "true"
+    if not gpus:
+        os.environ["ACCELERATE_USE_CPU"] = "true"
+    elif not check_cuda_p2p_ib_support():  # cards that cannot write into each other's memory
+        os.environ.setdefault("NCCL_P2P_DISABLE", "1")
+        os.environ.setdefault("NCCL_IB_DISABLE", "1")
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
     for name in ("", ".agent.server.api"):  # what they would say stands below
         logging.getLogger(f"torch.distributed.elastic{name}").setLevel(logging.CRITICAL)

@@ -89,6 +89,11 @@ class Objective(nn.Module):
         """Terms that learn against the model: they have a loss, and an optimiser, of their own."""
         return {name: part for name, part in self.divergences.items() if hasattr(part, "critic_loss")}
 
+    @property
+    def controllers(self) -> list[nn.Module]:
+        """Weights that keep a state, which moves with each step."""
+        return [schedule for schedule in self.schedules.values() if isinstance(schedule, nn.Module)]
+
     def trained_with_the_model(self) -> list[nn.Parameter]:
         """Returns the parameters of terms that the model's optimiser moves: all but the critics'."""
         critics = {id(p) for critic in self.critics.values() for p in critic.parameters()}

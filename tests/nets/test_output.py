@@ -64,6 +64,15 @@ def test_a_graph_walked_twice_gives_both_gradients():
     torch.testing.assert_close(again, once / 9)
 
 
+def test_a_second_derivative_that_it_does_not_have_is_refused():
+    layer, hidden = SoftmaxOutput(4, 12), torch.randn(5, 4, requires_grad=True)
+    log_p = layer(hidden, torch.tensor([1, 0, 11, 3, 3]))
+    weights = torch.ones(5, requires_grad=True)
+    (gradient,) = torch.autograd.grad((weights * log_p).sum(), hidden, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.square().sum().backward()
+
+
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("shift", [-500.0, -60.0, 60.0, 500.0])
 def test_logits_beyond_the_range_of_powers_change_neither_value_nor_gradient(shift, smoothing):

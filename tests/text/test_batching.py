@@ -4,7 +4,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from textvae.errors import CorpusError
@@ -24,15 +24,17 @@ def seen(steps) -> list[list[int]]:
 
 
 @settings(max_examples=60, deadline=None)
+@example([5] * 6, 4, None, 1, 4, 0)  # two buckets of three would give no batch of four
 @given(
     lengths=st.lists(st.integers(1, 40), min_size=1, max_size=200),
     batch_size=st.integers(1, 50),
     batch_tokens=st.none() | st.integers(1, 300),
+    bucket_batches=st.integers(1, 4),
     smallest=st.integers(1, 4),
     seed=st.none() | st.integers(0, 5),
 )
 def test_every_sentence_stands_in_exactly_one_batch_within_the_limits(
-    lengths, batch_size, batch_tokens, smallest, seed
+    lengths, batch_size, batch_tokens, bucket_batches, smallest, seed
 ):
     batch_size, count = max(batch_size, smallest), np.asarray(lengths, dtype=np.int64)
     generator = None if seed is None else np.random.default_rng(seed)
@@ -40,7 +42,7 @@ def test_every_sentence_stands_in_exactly_one_batch_within_the_limits(
         count,
         batch_size=batch_size,
         batch_tokens=batch_tokens,
-        bucket_batches=3,
+        bucket_batches=bucket_batches,
         smallest=smallest,
         generator=generator,
     )

@@ -166,8 +166,9 @@ class BatchNormPosterior(nn.Module):
         if self.training:
             rows = gather_rows(mean)  # (B of all processes, D)
             centre, variance = rows.mean(0), rows.var(0, correction=0)
-            self.running_mean.lerp_(centre.detach(), self.momentum)
-            self.running_variance.lerp_(variance.detach(), self.momentum)
+            for running, now in ((self.running_mean, centre), (self.running_variance, variance)):
+                # A step that is left out must leave these be, too: without a wait, for it may be recorded.
+                running.lerp_(torch.where(torch.isfinite(now), now, running).detach(), self.momentum)
         else:
             centre, variance = self.running_mean, self.running_variance
         scale = self.scale if self.log_factor is None else self.scale * self.log_factor.exp()

@@ -33,7 +33,8 @@ class RecurrentDecoder(nn.Module):
         layers: stacked layers.
         z_to: where z enters: state, input (of the first layer), layers (the input of each), output.
         input_dropout: on the embedded input words (z is never dropped).
-        layer_dropout: between layers.
+        layer_dropout: between layers. Where z does not join there cuDNN draws it on a GPU, from a state that no seed
+            reaches: a resumed run draws others.
         output_dropout: on the hidden states that the output layer reads.
         shared_dropout: input and output dropout, and that between layers where z joins there, take one mask for all
             steps of a sentence (variational dropout, Gal 2016, arXiv 1512.05287), not one for each.

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from textvae.nets import kept
 from textvae.nets.recurrence import runs_ahead, traced
@@ -223,6 +224,7 @@ class _LogProbability(torch.autograd.Function):
         return log_p
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, bias, targets = ctx.saved_tensors
         # Scaled where they are and given away: a copy of (V, H) costs a training step 3 %. Whoever walks the same graph

@@ -104,7 +104,7 @@ def plan(
     bucket = batch_size * bucket_batches if generator is not None else max(count, 1)
     # Buckets of nearly equal size, so that the last is not a small one with batches of uneven length.
     batches: list[Rows] = []
-    for rows in np.array_split(order, max(1, round(count / bucket))):
+    for rows in np.array_split(order, max(1, min(round(count / bucket), count // smallest))):
         by_length = rows[np.argsort(lengths[rows], kind="stable")]
         batches.extend(_cut(by_length, lengths, batch_size, batch_tokens, smallest))
     if generator is not None:

@@ -33,6 +33,8 @@ def update_critics(critics: Critics, output: VAEOutput) -> None:
     assert output.prior is not None
     with torch.no_grad():
         z = gather_rows(output.z[0].detach())  # (B, D)
+    if not bool(torch.isfinite(z).all()):
+        return  # the model leaves such a step out, and the critics' optimisers would keep it for good
     for critic, optimizer in critics:
         for _ in range(critic.steps):
             with torch.no_grad():
@@ -40,5 +42,8 @@ def update_critics(critics: Critics, output: VAEOutput) -> None:
             # The model's own step has left its gradients in the critic.
             optimizer.zero_grad()
             critic.critic_loss(z, drawn).backward()
+            norms = [parameter.grad.norm() for parameter in critic.parameters() if parameter.grad is not None]
+            if not bool(torch.isfinite(torch.stack(norms)).all()):
+                break
             optimizer.step()
             critic.after_step()

@@ -138,7 +138,9 @@ def _run(
 
     def evaluate() -> str:
         position.elapsed_s = time.monotonic() - began
-        return _evaluate(experiment, recipe, accelerator, position, folder, telemetry)
+        verdict = _evaluate(experiment, recipe, accelerator, position, folder, telemetry)
+        position.stopped = verdict == "stop"  # before anything is saved: a resumed run knows it, too
+        return verdict
 
     def save() -> None:
         position.elapsed_s = time.monotonic() - began
@@ -189,7 +191,6 @@ def _run(
         settle(everything=True)
         if position.evaluated != position.step:
             evaluate()
-        position.stopped = verdict == "stop"
         save()
     telemetry.finish(position.best, position.best_step, position.skipped)
 

@@ -246,6 +246,6 @@ def can_be_recorded(recipe: Recipe, unwrapped: SequenceVAE, objective: Objective
         and training.semi_amortized is None
         and training.precision != "fp16"  # its losses are scaled by what is measured
         and not objective.critics
-        and not any(isinstance(schedule, nn.Module) for schedule in objective.schedules.values())
+        and not objective.controllers
         and all(type(part).__module__.partition(".")[0] in KNOWN for part in parts)
     )

@@ -92,7 +92,7 @@ def backward(
         here clip is differentiated, and the gradients are those of what is computed.
     """
     assert not objective.critics, "a critic moves while posteriors are refined"
-    assert not any(isinstance(schedule, nn.Module) for schedule in objective.schedules.values())
+    assert not objective.controllers, "each pass would move them"
     # The encoder's are among them: what lambda_0 alone reaches gets nothing from the passes after it.
     candidates = [*model.parameters(), *objective.trained_with_the_model()]
     parameters = [p for p in dict.fromkeys(candidates) if p.requires_grad]

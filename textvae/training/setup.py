@@ -152,9 +152,11 @@ def prepare(recipe: Recipe, folder: Path, accelerator: Accelerator, *, resume: b
         rate=rate,
         decay=decay,
         average=average,
-        # An average takes in what was taken, and must know of it.
+        # An average takes in what was taken, and a controller takes back what was not: both must know of it.
         outcomes=Outcomes(
-            optimizer, accelerator, ahead=runs_ahead(unwrapped.decoder_embedding.weight) and average is None
+            optimizer,
+            accelerator,
+            ahead=runs_ahead(unwrapped.decoder_embedding.weight) and average is None and not objective.controllers,
         ),
         pad_id=tokenizer.pad_id,
         base_rates=base_rates,

@@ -55,17 +55,19 @@ def take_step(
 
     `stopping` says whether this process was asked to stop; all learn of it together, by what is returned.
     """
-    model, optimizer = experiment.model, experiment.optimizer
+    optimizer = experiment.optimizer
     rate = experiment.rate(position.step) * experiment.decay_factor(position.decays)
     for group, base in zip(optimizer.param_groups, experiment.base_rates):
         group["lr"] = base * rate
     if position.aggressive:
         _refine_encoder(experiment, recipe, accelerator, position)
 
+    controllers = experiment.objective.controllers
+    held = [{name: value.clone() for name, value in one.state_dict().items()} for one in controllers]
     losses, found = _backward_with_room(experiment, recipe, accelerator, step, position.step)
     if position.aggressive:
         _forget(experiment.encoder_parameters)
-    norm = _clip(accelerator, model, recipe.training.gradient_clip)
+    norm = _clip(experiment, accelerator, recipe.training.gradient_clip)
     # Every process sees the same averaged gradient, so all take or leave the step together. A signal reaches them at
     # different steps; those who stopped alone would leave the others in a collective that nobody answers.
     figures, stop, counted = losses.figures, stopping(), step.tokens
@@ -86,6 +88,9 @@ def take_step(
     optimizer.zero_grad()
     if experiment.average is not None and taken:
         experiment.average.after_step(position.step, experiment.unwrapped)
+    if controllers and not taken:  # by values that may be finite still, and 10^30
+        for controller, state in zip(controllers, held):
+            controller.load_state_dict(state)
 
     position.step += 1
     position.step_in_epoch += 1
@@ -193,7 +198,7 @@ def _refine_encoder(experiment: Experiment, recipe: Recipe, accelerator: Acceler
             _backward_with_room(experiment, recipe, accelerator, step, position.step, number + 1)[0].figures[0]
         )
         _forget(others)
-        experiment.outcomes.attempt(torch.isfinite(_clip(accelerator, experiment.model, recipe.training.gradient_clip)))
+        experiment.outcomes.attempt(torch.isfinite(_clip(experiment, accelerator, recipe.training.gradient_clip)))
         experiment.optimizer.zero_grad()
         if len(losses) == settings.window:
             now = float(mean_over_processes(torch.stack(losses).mean()))
@@ -209,6 +214,8 @@ def _forget(parameters: Iterable[torch.nn.Parameter]) -> None:
         parameter.grad = None
 
 
-def _clip(accelerator: Accelerator, model: torch.nn.Module, limit: float | None) -> Tensor:
-    norm: Tensor = accelerator.clip_grad_norm_(model.parameters(), limit if limit is not None else float("inf"))
+def _clip(experiment: Experiment, accelerator: Accelerator, limit: float | None) -> Tensor:
+    """Shortens the gradients of all that the step moves, and returns their norm before."""
+    moved = [*experiment.model.parameters(), *experiment.term_parameters]
+    norm: Tensor = accelerator.clip_grad_norm_(moved, limit if limit is not None else float("inf"))
     return norm

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from textvae import checkpoint
@@ -169,7 +169,7 @@ class Telemetry:
         # A training cut short has not reached the top of a schedule that is longer than itself.
         later = [*range(0, total, max(1, total // 500)), FAR]
         schedules = self.experiment.objective.schedules
-        if any(isinstance(schedule, nn.Module) for schedule in schedules.values()) and step < total:
+        if self.experiment.objective.controllers and step < total:
             return False  # a controller still lowers what it has raised
         return all(weight >= 0.999 * max(schedules[name](s) for s in later) for name, weight in weights.items())
 
