@@ -26,7 +26,12 @@ def found(**sections) -> list[str]:
 
 
 IWAE = {"objective": {"reconstruction": {"kind": "importance_weighted"}}, "training__samples": 4}
+STREAM = {"data": {"files": {"train": "a", "validation": "b"}, "streaming": True, "limit": {"train": 60}}}
 REFUSED = {
+    "the first sentences of several readers": (
+        {**STREAM, "data__stream_workers": 2, "objective__kl": {"kind": "kl", "weight": 1.0}},
+        "data.limit.train: the first sentences of a stream",
+    ),
     "iwae with one draw": ({**IWAE, "training__samples": 1}, "training.samples: got 1"),
     "iwae with a KL": ({**IWAE, "objective__kl": {"kind": "kl"}}, "objective.kl: the bound of importance_weighted"),
     "iwae on points": ({**IWAE, "model__posterior": {"kind": "point"}}, "objective.reconstruction"),

@@ -59,6 +59,12 @@ def contradictions(recipe: Recipe) -> list[str]:
         found += [
             f"training.trackers: got {name!r}{suggest(name, known)}" for name in training.trackers if name not in known
         ]
+    data = recipe.data
+    if data.streaming and "train" in (data.limit or {}) and (data.stream_workers > 1 or data.stream_shares):
+        found.append(
+            "data.limit.train: the first sentences of a stream are what one reader meets first; take at most one of "
+            "data.stream_workers, and data.stream_shares: false"
+        )
     of_batches = [f"objective.{name}" for name, term in terms.items() if term.kind in OF_BATCHES]
     of_batches += ["model.posterior"] if model.posterior.kind == "batch_norm" else []
     if training.accumulation > 1 and training.batch_size < 2 * training.accumulation and of_batches:

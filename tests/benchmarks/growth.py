@@ -111,7 +111,7 @@ def settings(axis: str, value: int, folder: Path) -> list[str]:
     """Returns the overrides of the recipe quickstart, its corpus written if it is not yet there."""
     if axis == "processes":
         return ["training.batch_size=128"]
-    count = value if axis in ("corpus", "stream") else 20_000
+    count = value if axis in ("corpus", "stream") else max(20_000, value)  # of a vocabulary, each word in one
     name = f"{axis}-{value}" if axis in ("vocabulary", "length") else f"grammar-{count}"
     if not (folder / name).is_dir():
         (folder / name).mkdir()

@@ -26,6 +26,7 @@ import torch
 from tests.benchmarks.sizes import Sizes
 
 BLOCK_S, BLOCKS = 0.04, 3
+RESULTS = {"cpu": 2**24, "cuda": 2**28}
 
 
 class Operations(NamedTuple):
@@ -84,8 +85,8 @@ class Machine:
         return Operations(**{name: self._rate(*shape) for name, shape in self.shapes.items()})
 
     def _rate(self, rows: int, inner: int, columns: int) -> float:
-        # At most 2**24 results, so that it is the product that is measured and not the memory behind it.
-        rows = max(1, min(rows, 2**24 // columns))
+        # So many results at most that it is the product that is measured and not the memory behind it.
+        rows = max(1, min(rows, RESULTS[self.device.type] // columns))
         a, b = torch.randn(rows, inner, **self.options), torch.randn(inner, columns, **self.options)
         out = torch.empty(rows, columns, **self.options)
 

@@ -1,4 +1,4 @@
-"""The textbook's step of training; run as a program, its first step from a text file, and nothing of ours imported."""
+"""The textbook's step of training; run as a program, its first step from a text file."""
 
 from __future__ import annotations
 

@@ -1,3 +1,7 @@
+import importlib.util
+import linecache
+import sys
+
 import datasets
 import pyarrow
 import pytest
@@ -123,6 +127,22 @@ def test_a_stream_is_encoded_as_it_is_read(tmp_path):
 def test_a_max_length_that_leaves_nothing_is_an_error(tmp_path):
     with pytest.raises(CorpusError, match=r"data\.max_length: no sentence of the train part has 1 tokens"):
         run(data(tmp_path, max_length=1), word())
+
+
+def test_ones_own_tokenizer_edited_is_another(tmp_path):
+    # What it saves is the same, what it gives is not.
+    digests = []
+    for shift in (0, 5):
+        path = tmp_path / f"own_{shift}.py"
+        path.write_text(f"class Own:\n    def encode(self, texts): return [[{shift}] for _ in texts]\n")
+        path.write_text(path.read_text() + "    def save(self, folder): pass\n")
+        spec = importlib.util.spec_from_file_location("own", path)
+        module = importlib.util.module_from_spec(spec)
+        sys.modules["own"] = module
+        spec.loader.exec_module(module)
+        digests.append(tokenizer_digest(module.Own()))
+        linecache.clearcache()
+    assert digests[0] != digests[1]
 
 
 def test_equal_tokenizers_have_equal_digests_and_others_do_not():

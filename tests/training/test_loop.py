@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -22,6 +23,8 @@ from textvae.folders import metrics
 from textvae.latent.divergences import DIVERGENCES
 from textvae.recipe import Recipe
 from textvae.training import train
+from textvae.training.loop import _check_corpus
+from textvae.training.steps import Position
 
 
 def recipe(values: dict, **training) -> Recipe:
@@ -274,6 +277,44 @@ def test_a_stream_trains_and_resumes_to_the_bit(values, tmp_path):
     train(recipe(values, max_steps=9), run, quiet=True)
     train(Recipe.model_validate(values), run, resume=True, quiet=True)
     assert_same(last_weights(run), last_weights(whole))
+
+
+def test_a_resumed_run_notices_that_its_corpus_is_another(values, tmp_path):
+    run = train(recipe(values, max_steps=5), tmp_path / "run", quiet=True)
+    path = Path(values["data"]["files"]["train"])
+    path.write_text(path.read_text() + "one more sentence\n")
+    with pytest.raises(CheckpointError, match=r"its corpus is not the one .*start_from"):
+        train(recipe(values, max_steps=10), run, resume=True, quiet=True)
+
+
+def test_the_middle_of_an_epoch_in_shares_is_gone_on_with_by_as_many_processes(values, tmp_path):
+    values["data"].update(streaming=True, stream_shares=True)
+    shared, experiment = Recipe.model_validate(values), SimpleNamespace(corpus="same")
+    middle = Position(step=9, step_in_epoch=4, corpus="same", processes=2)
+    with pytest.raises(CheckpointError, match="--processes 2"):
+        _check_corpus(middle, experiment, shared, 1, tmp_path)
+    _check_corpus(middle, experiment, shared, 2, tmp_path)
+    end = Position(step=9, epoch=1, corpus="same", processes=2)
+    _check_corpus(end, experiment, shared, 1, tmp_path)
+    assert end.processes == 1
+
+
+def test_a_stream_says_what_it_leaves_out_once_and_counts_it_once(values, tmp_path, capfd):
+    path = Path(values["data"]["files"]["train"])
+    path.write_text("\n\n\n" + "a sentence that is much too long for it\n" + path.read_text())
+    values["data"].update(streaming=True, max_length=8)
+    train(recipe(values, max_steps=None, max_epochs=3, evaluate_every="1 epoch"), tmp_path / "run")
+    said = [line for line in capfd.readouterr().err.splitlines() if "left out or cut" in line and "train" in line]
+    held = [line for line in path.read_text().splitlines() if len(line.split()) + 1 > 8]
+    assert said == [f"train, so far: left out or cut: 3 empty, {len(held)} too_long"]
+
+
+@pytest.mark.parametrize(("data", "says"), [({}, True), ({"max_length": 8}, False)])
+def test_the_lowest_nll_is_said_where_no_sentence_is_left_out(values, tmp_path, capfd, data, says):
+    values["data"] = {"grammar": {"train": 4000, "validation": 20, "test": 20}, **data}
+    run = train(recipe(values, max_steps=1), tmp_path / "run")
+    assert ("lowest NLL" in capfd.readouterr().err) == says
+    assert ("corpus_entropy" in textvae.load(run).evaluate("test")) == says
 
 
 def test_collapse_is_said_with_the_keys_that_help(values, tmp_path, capfd):

@@ -85,8 +85,8 @@ def evaluate(vae: Any, split: str, *, recipe: Recipe, seed: int, asked: Asked, s
     result = {"split": split, "dropped": part.dropped, **figures, **encoder}
     if asked.anneal:
         result["annealed"] = _annealed(part, asked.anneal)
-    if recipe.data.grammar is not None:
-        # What the best possible model reaches, in nats a sentence.
+    if recipe.data.grammar is not None and not part.dropped and not figures["unknown_tokens"]:
+        # What the best possible model reaches, in nats a sentence; of all sentences, whole and of known words.
         result["corpus_entropy"] = grammar.entropy()
     if rebuilt:
         result |= suite.of_reconstructions(

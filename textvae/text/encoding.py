@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import inspect
 import tempfile
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +21,8 @@ if TYPE_CHECKING:
     import datasets
 
 COLUMNS = ["tokens", "length"]
+ENCODING = 1  # raise it when the same tokenizer gives other ids, so that nothing older is taken from the cache
+LIBRARIES = ("tokenizers", "sentencepiece")  # a release of theirs may give other ids
 
 
 @dataclass(frozen=True)
@@ -87,8 +92,15 @@ def encode(corpus: Corpus, tokenizer: Tokenizer, data: Data, *, cache_dir: str |
 
 
 def tokenizer_digest(tokenizer: Tokenizer) -> str:
-    """Returns a hash of what a tokenizer saves: equal where it gives equal ids."""
-    digest = hashlib.sha256(f"{type(tokenizer).__module__}.{type(tokenizer).__qualname__}".encode())
+    """Returns a hash of what a tokenizer saves and of what reads it: equal where it gives equal ids."""
+    kind = type(tokenizer)
+    digest = hashlib.sha256(f"{ENCODING} {kind.__module__}.{kind.__qualname__}".encode())
+    if kind.__module__.partition(".")[0] != "textvae":
+        with contextlib.suppress(OSError, TypeError):  # a class that was made without a file
+            digest.update(inspect.getsource(kind).encode())
+    for library in LIBRARIES:
+        with contextlib.suppress(PackageNotFoundError):
+            digest.update(f"{library} {version(library)}".encode())
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save(folder)
         for path in sorted(path for path in Path(folder).rglob("*") if path.is_file()):

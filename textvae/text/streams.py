@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import multiprocessing
 import os
 import signal
 import warnings
@@ -58,6 +59,7 @@ class Reader:
                 num_workers=self.workers,
                 prefetch_factor=AHEAD,
                 worker_init_fn=_set_up_worker,
+                multiprocessing_context=_context(),
             )
             parts = iter(loader)
         for sentences, left_out, problem in parts:
@@ -104,6 +106,11 @@ def _share_of(rows: Any, number: int, shares: int) -> Any:
     from datasets.distributed import split_dataset_by_node
 
     return split_dataset_by_node(rows, rank=number, world_size=shares)
+
+
+def _context() -> str | None:
+    """Fork, where there is one: a stream of datasets holds functions that no other start hands over."""
+    return "fork" if "fork" in multiprocessing.get_all_start_methods() else None
 
 
 def _set_up_worker(number: int) -> None:

@@ -28,7 +28,7 @@ from textvae.recipe import Recipe
 from textvae.schedules import Plateau
 from textvae.seeds import generator
 from textvae.text.batching import evaluation_batches
-from textvae.training.setup import Experiment, prepare
+from textvae.training.setup import Experiment, left_out, prepare
 from textvae.training.steps import Position, take_step
 from textvae.training.telemetry import FAR, Telemetry
 from textvae.types import Batch
@@ -72,6 +72,7 @@ def train(
         experiment = prepare(recipe, folder, accelerator, resume=resume, trust_code=trust_code)
         start = {"aggressive": recipe.training.aggressive is not None}
         position = _position(experiment.position or start, folder)
+        _check_corpus(position, experiment, recipe, accelerator.num_processes, folder)
         telemetry = Telemetry(
             folder, recipe, accelerator, experiment, position.step, evaluated=position.evaluated, quiet=quiet
         )
@@ -99,6 +100,22 @@ def _position(saved: Any, folder: Path) -> Position:
     return position
 
 
+def _check_corpus(position: Position, experiment: Experiment, recipe: Recipe, processes: int, folder: Path) -> None:
+    """Sees that a position in the corpus means now what it meant when it was saved."""
+    if position.corpus not in ("", experiment.corpus):
+        raise CheckpointError(
+            f"{folder}: its corpus is not the one that it was trained on so far: sentences were added, taken away or "
+            f"changed, and a position in it means nothing. Put data back as it was, or take another --out and begin "
+            f"with its parameters: training.start_from: {{run: {folder}, part: all}}"
+        )
+    if recipe.data.stream_shares and position.step_in_epoch and position.processes not in (0, processes):
+        raise CheckpointError(
+            f"{folder}: stands in the middle of an epoch, which under data.stream_shares is another one for each "
+            f"number of processes; resume it with --processes {position.processes}"
+        )
+    position.corpus, position.processes = experiment.corpus, processes
+
+
 def _is_like(value: Any, default: Any) -> bool:
     """Whether a value that was read can stand where the position has `default` at first."""
     if isinstance(default, bool):
@@ -107,6 +124,8 @@ def _is_like(value: Any, default: Any) -> bool:
         return type(value) is int and min(default, 0) <= value <= LARGEST_STEP
     if isinstance(default, dict):
         return isinstance(value, dict) and all(isinstance(v, int | float) for v in value.values())
+    if isinstance(default, str):
+        return isinstance(value, str)
     return isinstance(value, int | float) or value is default
 
 
@@ -134,10 +153,14 @@ def _run(
     total_steps = experiment.horizon.total_steps
     max_epochs = training.max_epochs
     began = time.monotonic() - position.elapsed_s
-    in_a_row = 0
+    in_a_row, said = 0, False
 
     def evaluate() -> str:
         position.elapsed_s = time.monotonic() - began
+        nonlocal said
+        if not said and any(experiment.left_out.values()):
+            said = True
+            telemetry.note(left_out("train, so far", experiment.left_out))
         verdict = _evaluate(experiment, recipe, accelerator, position, folder, telemetry)
         position.stopped = verdict == "stop"  # before anything is saved: a resumed run knows it, too
         return verdict
@@ -186,6 +209,7 @@ def _run(
                 if after_epoch(position.epoch):
                     verdict = evaluate()
                     save()
+                experiment.left_out.clear()  # the next epoch leaves out the same
                 continue
             break
         settle(everything=True)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from textvae.registry import Registry
 from textvae.schedules import DECAYS, RATES, Horizon, Plateau
 from textvae.text import corpora, encoding, grammar, tokenizers
 from textvae.text.batching import Batches, TokenStore
+from textvae.text.sources import is_stream
 from textvae.text.streams import Reader, SharedStreamBatches, StreamBatches
 from textvae.training.critics import optimizers
 from textvae.training.outcomes import Outcomes
@@ -68,9 +70,11 @@ class Experiment:
     critics: list[tuple[Any, torch.optim.Optimizer]]
     encoder_parameters: list[torch.nn.Parameter]  # of q(z|x)
     term_parameters: list[torch.nn.Parameter]  # of the objective's terms, moved by the model's optimiser
+    corpus: str  # a hash of the lengths of all sentences that are held: another one, and the order is another
     replay: Replay | None = None
     notes: list[str] = field(default_factory=list)
     position: dict[str, Any] = field(default_factory=dict)
+    left_out: dict[str, int] = field(default_factory=dict)  # reason -> sentences of a stream; grows while it is read
 
     @property
     def measured(self) -> SequenceVAE:
@@ -96,6 +100,8 @@ def prepare(recipe: Recipe, folder: Path, accelerator: Accelerator, *, resume: b
     with accelerator.main_process_first():
         corpus = corpora.load(recipe.data)
         tokenizer = _tokenizer(recipe, corpus, folder if latest else None, trust_code)
+        if corpus.streaming:
+            corpus.dropped["train"].clear()  # what the tokenizer has read is read again
         encoded = encoding.encode(corpus, tokenizer, recipe.data)
     torch.manual_seed(recipe.seed)
     model = build.build_model(recipe, tokenizer, trust_code=trust_code)
@@ -119,12 +125,9 @@ def prepare(recipe: Recipe, folder: Path, accelerator: Accelerator, *, resume: b
 
     rate, decay, averaged = timed(RATES, "lr_schedule"), timed(DECAYS, "decay"), timed(AVERAGES, "average")
     average = Averaged(averaged) if averaged is not None else None
-    optimizer = OPTIMIZERS.build(
-        training.optimizer.as_dict(),
-        [p for p in [*model.parameters(), *objective.trained_with_the_model()] if p.requires_grad],
-        path="training.optimizer",
-        trust_code=trust_code,
-    )
+    moved = [p for p in [*model.parameters(), *objective.trained_with_the_model()] if p.requires_grad]
+    chosen = training.optimizer.as_dict()
+    optimizer = OPTIMIZERS.build(chosen, moved, path="training.optimizer", trust_code=trust_code)
     base_rates = [group["lr"] for group in optimizer.param_groups]
     state, position = checkpoint.load_checkpoint(latest, model) if latest is not None else ({}, {})
     wrapped, optimizer = accelerator.prepare(model, optimizer)
@@ -141,13 +144,15 @@ def prepare(recipe: Recipe, folder: Path, accelerator: Accelerator, *, resume: b
             if average is not None:
                 average.load_state_dict(state["average"], model)
     unwrapped: SequenceVAE = accelerator.unwrap_model(wrapped)
+    held = {part: TokenStore(rows) for part, rows in encoded.parts.items() if not is_stream(rows)}
     return Experiment(
         model=wrapped,
         unwrapped=unwrapped,
         objective=objective,
         optimizer=optimizer,
         batches=batches,
-        validation=TokenStore(encoded.parts["validation"]),
+        validation=held["validation"],
+        corpus=hashlib.sha256(b"".join(held[part].lengths.tobytes() for part in sorted(held))).hexdigest()[:16],
         horizon=horizon,
         rate=rate,
         decay=decay,
@@ -171,6 +176,7 @@ def prepare(recipe: Recipe, folder: Path, accelerator: Accelerator, *, resume: b
             *lengths,
         ],
         position=position,
+        left_out=encoded.dropped["train"] if encoded.streaming else {},
     )
 
 
@@ -340,12 +346,23 @@ def _notes(
         f"corpus: {', '.join(sizes)} sentences; vocabulary {len(tokenizer):,}; {parameters:,} parameters",
         *corpus.notes,
     ]
-    if recipe.data.grammar is not None:
+    cut = any(reason in reasons for reasons in encoded.dropped.values() for reason in ("too_long", "truncated"))
+    if recipe.data.grammar is not None and not cut and not _has_unknown(encoded, tokenizer):
         lines.append(
             f"the corpus's entropy, the lowest NLL any model can reach: {grammar.entropy():.3f} nats a sentence"
         )
-    for part, reasons in encoded.dropped.items():
-        counts = ", ".join(f"{count:,} {reason}" for reason, count in reasons.items() if count)
-        if counts:
-            lines.append(f"{part}: left out or cut: {counts}")
-    return lines
+    return [*lines, *(left_out(part, reasons) for part, reasons in encoded.dropped.items() if any(reasons.values()))]
+
+
+def left_out(part: str, reasons: Mapping[str, int]) -> str:
+    """A line that says how many sentences of a part were left out or cut, and why."""
+    return f"{part}: left out or cut: " + ", ".join(f"{count:,} {name}" for name, count in reasons.items() if count)
+
+
+def _has_unknown(encoded: encoding.EncodedCorpus, tokenizer: Tokenizer) -> bool:
+    from pyarrow import compute
+
+    if tokenizer.unk_id is None:
+        return False
+    ids = compute.list_flatten(encoded.parts["validation"].data.column("tokens"))
+    return bool(compute.any(compute.equal(ids, tokenizer.unk_id)).as_py())

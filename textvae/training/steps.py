@@ -40,6 +40,8 @@ class Position:
     tokens: int = 0
     aggressive: bool = False
     numbers: dict[str, float] = field(default_factory=dict)  # of the last evaluation
+    corpus: str = ""  # `Experiment.corpus` of what was trained on
+    processes: int = 0
 
 
 def take_step(
