@@ -1,6 +1,7 @@
 """Sections that contradict each other are refused when the recipe is read, with the reason and what to write."""
 
 import copy
+import time
 
 import pytest
 
@@ -27,7 +28,54 @@ def found(**sections) -> list[str]:
 
 IWAE = {"objective": {"reconstruction": {"kind": "importance_weighted"}}, "training__samples": 4}
 STREAM = {"data": {"files": {"train": "a", "validation": "b"}, "streaming": True, "limit": {"train": 60}}}
+VMF = {"model__posterior": {"kind": "von_mises_fisher"}, "objective": {"kl": None, "w": {"kind": "sliced_wasserstein"}}}
+POINT = {"model__posterior": {"kind": "point"}, "objective": {"kl": None, "mmd": {"kind": "mmd"}}}
+LM = {"model__latent_dim": 0, "objective": {"kl": None}}
 REFUSED = {
+    "a sphere's posterior without its prior, whatever the terms": (VMF, "their KL is infinite"),
+    "a sphere's prior without its posterior": (
+        {**VMF, "model__posterior": {"kind": "gaussian"}, "model__prior": {"kind": "uniform_sphere"}},
+        "their KL is infinite",
+    ),
+    "points monitored by a bound": ({**POINT, "training__monitor": "nll_elbo"}, "training.monitor: nll_elbo is of a"),
+    "an encoder of points that goes by information": ({**POINT, "training__aggressive": {}}, "training.aggressive:"),
+    "an encoder for a language model": ({**LM, "training__start_from": {"run": "x"}}, "take part: all"),
+    "moments of one sentence": (
+        {"objective__w": {"kind": "w2", "over": "aggregate"}, "training__batch_size": 4, "training__accumulation": 4},
+        "training.accumulation: got 4",
+    ),
+    "a statistic of one sentence": (
+        {"objective__m": {"kind": "mmd"}, "training__batch_size": 1},
+        "training.batch_size: got 1",
+    ),
+    "a head by a name of torch's": (
+        {"objective__values": {"kind": "bag_of_words"}},
+        "objective.values: 'values' is a name",
+    ),
+    "a reward held at a target": (
+        {"objective__mi": {"kind": "mutual_information", "weight": {"kind": "geco", "target": 3.0}}},
+        "objective.mi.weight: geco holds a cost",
+    ),
+    "a beginning without a way": (
+        {"objective__kl": {"kind": "kl", "weight": {"kind": "pid", "start": 1.0}}},
+        "objective.kl.weight.start:",
+    ),
+    "bounds in the wrong order": (
+        {"objective__kl": {"kind": "kl", "weight": {"kind": "geco", "min": 2.0, "max": 1.0}}},
+        "objective.kl.weight.min: got 2, which is above max, 1",
+    ),
+    "a least above the largest there is": (
+        {"objective__kl": {"kind": "kl", "weight": {"kind": "pid", "min": 2.0}}},
+        "objective.kl.weight.min: got 2, which is above max, 1",
+    ),
+    "clusters that fall": (
+        {"model__output": {"kind": "adaptive_softmax", "cutoffs": [5, 3]}},
+        "model.output.cutoffs: got [5, 3]",
+    ),
+    "a floor that is refined away": (
+        {"model__posterior": {"kind": "delta"}, "training__semi_amortized": {"steps": 2}},
+        "training.semi_amortized: moves posteriors out",
+    ),
     "the first sentences of several readers": (
         {**STREAM, "data__stream_workers": 2, "objective__kl": {"kind": "kl", "weight": 1.0}},
         "data.limit.train: the first sentences of a stream",
@@ -148,3 +196,10 @@ def test_a_distance_of_embeddings_writes_its_output_layer_into_the_recipe():
     )
     assert recipe.resolved()["model"]["output"] == {"kind": "nearest_embedding", "distance": "cosine"}
     assert Recipe.model_validate(recipe.resolved()) == recipe
+
+
+def test_a_check_takes_no_longer_for_terms_of_large_sizes():
+    ascent = {"kind": "max_sliced_wasserstein", "starts": 10_000, "steps": 10_000}
+    began = time.monotonic()
+    assert found(objective__w=ascent, objective__s={"kind": "sinkhorn", "iterations": 10_000}) == []
+    assert time.monotonic() - began < 60  # hours, and 200 GB, at the sizes themselves

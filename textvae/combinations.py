@@ -7,8 +7,8 @@ from typing import Any
 import torch
 
 from textvae.errors import InfiniteError, suggest
-from textvae.latent.divergences import DIVERGENCES, diagonal_gaussian
-from textvae.latent.posteriors import POSTERIORS, sample
+from textvae.latent.divergences import DIVERGENCES, diagonal_gaussian, kl
+from textvae.latent.posteriors import POSTERIORS, Point, sample
 from textvae.latent.priors import PRIORS
 from textvae.nets.decoders import DECODERS
 from textvae.nets.heads import HEADS
@@ -25,8 +25,9 @@ OF_BATCHES = (  # terms that compare the sentences of a batch with one another, 
     *("dispersion", "wasserstein_critic", "adversarial"),
 )
 OF_LATENTS = ("kl", "mutual_information", "active_units")  # figures
-LARGEST_TRIED = 512  # latent dimensions of the try that a check makes
-SMALL = {"hidden_dim": 8, "transforms": 2, "components": 4, "projections": 8}  # of its parts, where larger
+LARGEST_TRIED = 512  # latent dimensions of the try that a check makes; SMALL: sizes of its parts, where larger
+SMALL = {"hidden_dim": 8, "transforms": 2, "components": 4, "projections": 8, "starts": 4, "steps": 3, "iterations": 5}
+OF_A_BOUND = ("kl", "nll_elbo", "ppl_elbo", "mutual_information")  # figures that points have not
 
 
 def contradictions(recipe: Recipe) -> list[str]:
@@ -59,20 +60,59 @@ def contradictions(recipe: Recipe) -> list[str]:
         found += [
             f"training.trackers: got {name!r}{suggest(name, known)}" for name in training.trackers if name not in known
         ]
+    found += _term_problems(recipe)
+    if model.posterior.kind == "point" and training.monitor in OF_A_BOUND:
+        found.append(
+            f"training.monitor: {training.monitor} is of a distribution, and a posterior of kind point is none; take "
+            "reconstruction or loss"
+        )
+    if model.posterior.kind == "point" and training.aggressive is not None:
+        found.append("training.aggressive: goes by mutual information, which a posterior of kind point has not")
     data = recipe.data
     if data.streaming and "train" in (data.limit or {}) and (data.stream_workers > 1 or data.stream_shares):
         found.append(
             "data.limit.train: the first sentences of a stream are what one reader meets first; take at most one of "
             "data.stream_workers, and data.stream_shares: false"
         )
-    of_batches = [f"objective.{name}" for name, term in terms.items() if term.kind in OF_BATCHES]
+    of_batches = [
+        f"objective.{name}"
+        for name, term in terms.items()
+        if term.kind in OF_BATCHES or (term.kind == "w2" and of_term(term).get("over") == "aggregate")
+    ]
     of_batches += ["model.posterior"] if model.posterior.kind == "batch_norm" else []
-    if training.accumulation > 1 and training.batch_size < 2 * training.accumulation and of_batches:
+    if training.batch_size < 2 * training.accumulation and of_batches:
+        looks = f"{', '.join(of_batches)} looks at the sentences of a piece together, and one alone shows nothing"
         found.append(
-            f"training.accumulation: got {training.accumulation} for batches of {training.batch_size}; "
-            f"{', '.join(of_batches)} looks at the sentences of a piece together, and one alone shows nothing: take "
-            f"at most {max(1, training.batch_size // 2)}"
+            f"training.accumulation: got {training.accumulation} for batches of {training.batch_size}; {looks}: take "
+            f"at most {training.batch_size // 2}"
+            if training.batch_size > 1
+            else f"training.batch_size: got 1; {looks}"
         )
+    return found
+
+
+def _term_problems(recipe: Recipe) -> list[str]:
+    """What a term's name, its kind and its weight say of each other."""
+    found = []
+    for name, term in recipe.objective.terms.items():
+        weight = term.weight.as_dict() if isinstance(term.weight, Section) else {}
+        if term.kind in HEADS and hasattr(torch.nn.ModuleDict(), name):
+            found.append(f"objective.{name}: {name!r} is a name that torch's modules keep to themselves; take another")
+        if term.kind == "mutual_information" and weight.get("kind") in CONTROLLERS:
+            found.append(
+                f"objective.{name}.weight: {weight['kind']} holds a cost at its target, and this term is a reward, "
+                "never above 0; take a number or a schedule"
+            )
+        if weight.get("kind") == "pid" and "start" in weight and weight.get("over") is None:
+            found.append(f"objective.{name}.weight.start: is where the target begins to rise, and over says how long")
+        low, high = (weight.get(bound, default) for bound, default in (("min", 0.0), ("max", None)))
+        if weight.get("kind") in CONTROLLERS and high is None:
+            high = 1.0 if weight["kind"] == "pid" else None
+        if isinstance(low, (int, float)) and isinstance(high, (int, float)) and low > high:
+            found.append(f"objective.{name}.weight.min: got {low:g}, which is above max, {high:g}")
+    cutoffs = recipe.model.output.as_dict().get("cutoffs")
+    if isinstance(cutoffs, list) and (not cutoffs or cutoffs != sorted(set(cutoffs))):
+        found.append(f"model.output.cutoffs: got {cutoffs}; at least one is needed, and they must rise")
     return found
 
 
@@ -85,11 +125,14 @@ def _language_model_problems(recipe: Recipe) -> list[str]:
         "training.samples": training.samples > 1,
         f"training.monitor ({training.monitor})": training.monitor in OF_LATENTS,
     }
-    return [
+    found = [
         f"{key}: is of an encoder and its latents, and a language model (model.latent_dim: 0) has none; leave it out"
         for key, is_given in given.items()
         if is_given
     ]
+    if training.start_from is not None and training.start_from.part == "encoder":
+        found.append("training.start_from.part: a language model (model.latent_dim: 0) has no encoder; take part: all")
+    return found
 
 
 def _reconstruction_problems(recipe: Recipe) -> list[str]:
@@ -140,6 +183,8 @@ def _semi_amortized_problems(recipe: Recipe) -> list[str]:
         found.append(f"{where}: differences of gradients are lost in fp16; take training.precision: fp32 or bf16")
     if recipe.objective.reconstruction.kind == "importance_weighted":
         found.append(f"{where}: refines the ELBO's posterior; with importance_weighted there is none to refine")
+    if recipe.model.posterior.kind == "delta":
+        found.append(f"{where}: moves posteriors out of the scales whose KL has the floor of model.posterior: delta")
     for name, term in recipe.objective.terms.items():
         if term.kind in CRITICS:
             found.append(
@@ -186,6 +231,13 @@ def tried(recipe: Recipe) -> list[str]:
                 pass  # of these posteriors; what a training meets is for it to say
             except ValueError as error:
                 found.append(_at_path(path, error))
+        if not isinstance(posterior, Point):
+            try:
+                kl(posterior, prior, z)  # every evaluation has it, whatever the terms are
+            except InfiniteError:
+                pass
+            except ValueError as error:
+                found += [] if found else [_at_path("model.prior", error)]
         if recipe.objective.reconstruction.kind == "importance_weighted":
             path, drawn = "objective.reconstruction", sample(posterior, 2)
             output = VAEOutput(posterior, prior, drawn, torch.zeros(drawn.shape[:2]), drawn)

@@ -20,7 +20,7 @@ from textvae.latent.divergences import (
     reverse_kl,
 )
 from textvae.latent.posteriors import GaussianPosterior, sample
-from textvae.latent.priors import StandardNormal
+from textvae.latent.priors import MixturePrior, StandardNormal
 from textvae.registry import takes_positional
 
 
@@ -263,3 +263,17 @@ def test_every_kind_s_options_are_described(kind):
     constructor = DIVERGENCES.resolve(kind)
     for name in DIVERGENCES.options(kind).model_fields:
         assert f"        {name}: " in constructor.__doc__
+
+
+def test_one_draw_of_a_prior_without_gradients_teaches_it_as_many_do():
+    # Of p = N(m, 1), q = N(2, 1): KL(p || q) = (m - 2)^2 / 2, whose gradient at m = 0 is -2.
+    torch.manual_seed(0)
+    prior = MixturePrior(1, components=1)
+    prior.start.zero_()
+    posterior = Independent(Normal(torch.full((1, 1), 2.0), torch.ones(1, 1)), 1)
+    total = torch.zeros(())
+    for _ in range(3_000):
+        nats = reverse_kl(posterior, prior(), torch.zeros(1, 1, 1))
+        (gradient,) = torch.autograd.grad(nats.sum(), prior.offset)
+        total += gradient.sum()
+    assert float(total) / 3_000 == pytest.approx(-2, abs=0.25)

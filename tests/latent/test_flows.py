@@ -177,3 +177,12 @@ def test_the_numbers_that_a_flow_has_at_least_are_no_more_than_it_has(kind, late
         assert least <= has
         if latent > 2 and hidden > 8:
             assert has < 6 * least + 10_000  # the bound is of the size itself, not of nothing
+
+
+@pytest.mark.parametrize("dimensions", [1, 2])
+def test_a_flow_prior_begins_near_the_standard_normal(dimensions):
+    for seed in range(10):
+        torch.manual_seed(seed)
+        drawn = FlowPrior(dimensions)().sample((4_000,))
+        assert drawn.mean(0).abs().max() < 0.6
+        assert 0.5 < drawn.std(0).min() <= drawn.std(0).max() < 2

@@ -170,3 +170,10 @@ def test_the_reverse_kl_on_the_sphere_is_that_of_quadrature_and_off_it_refused()
     assert float(kl_divergence(uniform, q)) == pytest.approx(exact, abs=1e-6)
     with pytest.raises(UserError, match="infinite"):
         kl_divergence(Independent(Normal(torch.zeros(1, 2), torch.ones(1, 2)), 1), q)
+
+
+def test_draws_on_a_circle_are_of_unit_length():
+    torch.manual_seed(0)
+    mu = torch.nn.functional.normalize(torch.randn(2), dim=-1)
+    drawn = VonMisesFisher(mu, 1.0).rsample((20_000,))
+    torch.testing.assert_close(drawn.norm(dim=-1), torch.ones(20_000), rtol=0, atol=1e-6)

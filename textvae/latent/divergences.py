@@ -82,8 +82,8 @@ def reverse_kl(posterior: Distribution, prior: Distribution, z: Tensor) -> Tenso
         p = draw(prior, *z.shape[:2])  # (S, B, D)
         log_p = prior.log_prob(p)
         nats = log_p - posterior.log_prob(p)
-        if not prior.has_rsample and nats.numel() > 1:
-            others = (nats.detach().sum() - nats.detach()) / (nats.numel() - 1)
+        if not prior.has_rsample:
+            others = (nats.detach().sum() - nats.detach()) / max(nats.numel() - 1, 1)  # of one draw none: 0
             nats = nats + (nats.detach() - others) * (log_p - log_p.detach())
         return nats.mean(0)
 

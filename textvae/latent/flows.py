@@ -116,7 +116,12 @@ def transforms_of(kind: str, dimensions: int, *, context: int = 0, count: int, h
         else:
             order = numbers.flip(0) if layer % 2 else numbers
             layers.append(flows.MaskedAutoregressiveTransform(**options, order=order))
-    return lazy.LazyComposedTransform(*layers)
+    transform = lazy.LazyComposedTransform(*layers)
+    if dimensions == 1 and not context:
+        # Plain numbers then, which zuko draws from N(0, 1): a stack of them would begin anywhere.
+        for parameter in transform.parameters():
+            torch.nn.init.zeros_(parameter)
+    return transform
 
 
 def least_numbers(latent_dim: int, *, transforms: int = 1, hidden_dim: int = 1, **_: Any) -> int:

@@ -156,8 +156,10 @@ class VonMisesFisher(Distribution):
         shape = self._extended_shape(torch.Size(sample_shape))
         along, across = self._cosines(shape[:-1])
         noise = torch.randn(shape, dtype=self.loc.dtype, device=self.loc.device)
-        tangent = noise - (noise * self.loc).sum(-1, keepdim=True) * self.loc
-        return along[..., None] * self.loc + across[..., None] * nn.functional.normalize(tangent, dim=-1)
+        tangent = noise
+        for _ in range(2):  # of noise nearly along mu the first leaves digits that cancelled
+            tangent = nn.functional.normalize(tangent - (tangent * self.loc).sum(-1, keepdim=True) * self.loc, dim=-1)
+        return along[..., None] * self.loc + across[..., None] * tangent
 
     @torch.no_grad()
     def _cosines(self, shape: torch.Size) -> tuple[Tensor, Tensor]:

@@ -135,17 +135,22 @@ class MaxSlicedWasserstein:
     def _ascend(self, rows: Tensor, drawn: Tensor) -> Tensor:
         """The best direction found, (D, 1)."""
         directions = _directions(rows, self.starts)  # (D, K)
-        met, values = [directions], [sliced(rows, drawn, directions, self.p)]
+        best, value = self._best(rows, drawn, directions)
         for step in range(1, self.steps + 1):
             gradient = _sliced_gradient(rows, drawn, directions, self.p)
             length = self.step_size / step**0.5
             directions = torch.nn.functional.normalize(
                 directions + length * torch.nn.functional.normalize(gradient, dim=0), dim=0
             )
-            met.append(directions)
-            values.append(sliced(rows, drawn, directions, self.p))
-        best = torch.cat(values).argmax()
-        return torch.cat(met, dim=1).index_select(1, best[None])
+            candidate, found = self._best(rows, drawn, directions)
+            best, value = torch.where(found > value, candidate, best), torch.maximum(found, value)
+        return best
+
+    def _best(self, rows: Tensor, drawn: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
+        """The best of directions (D, K), (D, 1), and its value, (1,)."""
+        values = sliced(rows, drawn, directions, self.p)
+        place = values.argmax()[None]
+        return directions.index_select(1, place), values[place]
 
 
 class GaussianW2:
