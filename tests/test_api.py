@@ -135,6 +135,7 @@ def test_a_run_folder_moves(run, vae, tmp_path):
         ({"temperature": 0.0}, r"generation\.temperature.*greater than 0"),
         ({"top_p": 1.5}, r"generation\.top_p"),
         ({"methd": "beam"}, r"methd.*Did you mean 'method'"),
+        ({"beam_size": 50}, "beam_size: is of method beam, and the method is sample"),
         ({"method": "bean"}, r"generation\.method"),
         ({"method": "greedy", "top_k": 3}, r"top_k"),
     ],

@@ -73,3 +73,8 @@ def test_a_single_column_of_metadata_has_no_heading(vae, tmp_path):
         projector(vae, ["a", "b"], tmp_path / "other", columns={"label": ["x"]})
     with pytest.raises(UserError, match="no text"):
         projector(vae, [], tmp_path / "other")
+
+
+def test_one_bare_text_is_no_list_of_its_characters(vae, tmp_path):
+    with pytest.raises(UserError, match="single text 'the dog'"):
+        projector(vae, "the dog", tmp_path / "points")

@@ -349,7 +349,10 @@ class TextVAE(HubMixin):
         if options.get("method", "sample") != "sample":
             # The recipe's temperature and truncation are of its own method, sampling, and say nothing of another.
             options = {"temperature": 1.0, "top_k": None, "top_p": None, **options}
-        return recipe_file.with_options(self.recipe.generation, options, "generation")
+        settings = recipe_file.with_options(self.recipe.generation, options, "generation")
+        if options.get("beam_size") is not None and settings.method != "beam":
+            raise UserError(f"beam_size: is of method beam, and the method is {settings.method}")
+        return settings
 
     def generator(self, seed: int | None) -> torch.Generator:
         """Returns a random stream on the model's device; a new one each time where there is no seed."""

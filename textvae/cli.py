@@ -19,6 +19,7 @@ from textvae.cli_parser import parser as build_parser
 from textvae.errors import Interrupted, UserError
 
 PATIENCE_S = 5.0  # a launcher ends the others well within it
+FITTED_TO = 20_000  # sentences of the training part, by fit-prior
 MOST = 10**8  # samples, steps: beyond that a number is a slip of the finger
 OVERRIDE = re.compile(r"--[a-z_]+(\.\w+)*=")
 OUT_OF_MEMORY = (
@@ -176,7 +177,12 @@ def _fit_prior(options: argparse.Namespace) -> None:
     from textvae import checkpoint
 
     vae = _load(options)
-    texts = _lines(options.file) if options.file else vae.corpus_texts("train", options.sentences)
+    if options.sentences is not None and options.sentences < 1:
+        raise UserError(f"--sentences: got {options.sentences}; it must be 1 or more")
+    if options.file:
+        texts = _lines(options.file)[: options.sentences]
+    else:
+        texts = vae.corpus_texts("train", FITTED_TO if options.sentences is None else options.sentences)
     prior = vae.fit_prior(texts, kind=options.kind, components=options.components, seed=options.seed)
     checkpoint.save_prior(options.kind, prior, Path(options.run))
     row = {"kind": options.kind, "sentences": len(texts), "run": options.run}

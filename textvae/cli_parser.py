@@ -73,7 +73,7 @@ def parser(version: str) -> argparse.ArgumentParser:
     fit.add_argument("file", nargs="?", help="lines of text (the run's training part)")
     fit.add_argument("--kind", default="gaussian", help="gaussian, mixture or flow (gaussian)")
     fit.add_argument("--components", type=int, default=10, help="of a mixture (10)")
-    fit.add_argument("--sentences", type=int, default=20_000, help="of the training part at most (20000)")
+    fit.add_argument("--sentences", type=int, help="at most (all of FILE, 20000 of the training part)")
     fit.add_argument("--seed", type=int, default=0, help="of the fit (0)")
 
     cli_toolbox.add_parsers(commands, _command, _decoding)

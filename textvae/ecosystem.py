@@ -13,6 +13,7 @@ from torch import Tensor
 
 from textvae.checkpoint import write_text
 from textvae.errors import UserError, suggest
+from textvae.generation import given
 
 PROJECTED = "latents"
 
@@ -85,13 +86,13 @@ def projector(
     Raises:
         UserError: no text, or a column of another length.
     """
-    further = dict(columns or {})
+    further, texts = dict(columns or {}), given.texts(texts)
     if not texts:
         raise UserError("projector: got no text")
     for name, values in further.items():
         if len(values) != len(texts):
             raise UserError(f"projector: column {name!r} has {len(values)} values for {len(texts)} texts")
-    z: Tensor = vae.encode(list(texts))
+    z: Tensor = vae.encode(texts)
     place = Path(folder)
     place.mkdir(parents=True, exist_ok=True)
     write_text(place / "tensors.tsv", "".join("\t".join(map(repr, row)) + "\n" for row in z.tolist()))

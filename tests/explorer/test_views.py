@@ -102,6 +102,13 @@ def test_the_kl_of_each_dimension_is_the_closed_form_s_mean(views, vae):
     assert Views(vae).busiest() == 0
 
 
+def test_the_kl_of_each_dimension_is_of_sentences_as_the_run_reads_them(vae, texts, monkeypatch):
+    data = vae.recipe.data.model_copy(update={"lowercase": True})
+    monkeypatch.setattr(vae, "recipe", vae.recipe.model_copy(update={"data": data}))
+    plain, upper = (Views(vae, some).activity[0] for some in (texts[:20], [text.upper() for text in texts[:20]]))
+    torch.testing.assert_close(plain.sum(), upper.sum())
+
+
 @pytest.mark.parametrize(
     "posterior", [{"kind": "point"}, {"kind": "von_mises_fisher", "kappa": 20.0}], ids=lambda options: options["kind"]
 )
@@ -194,3 +201,10 @@ def test_a_client_that_asks_too_often_waits_and_others_do_not():
         rate.take("one", 3.0)
     rate.take("two", 3.0)
     rate.take("one", 10.5)
+
+
+def test_a_corpus_that_begins_with_a_text_too_long_or_blank_is_looked_at(vae, texts):
+    from textvae.explorer.app import page
+
+    for odd in ("the cook liked the soup . " * 30, "  "):
+        page(Views(vae, [odd, *texts[:5], odd]))

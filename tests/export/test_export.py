@@ -208,6 +208,17 @@ def test_what_cannot_be_exported_is_said(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_fitted_prior_goes_along_and_goes_away(tmp_path):
+    vae = made(PLAIN, GRU)
+    vae.fit_prior(sentences(300), kind="mixture", components=2)
+    back = load(export(vae, tmp_path / "out", format="torch"), trust_code=True)
+    assert torch.equal(back.sample_latents(5, seed=1), vae.sample_latents(5, seed=1))
+    vae.fitted_prior = None
+    again = load(export(vae, tmp_path / "out", format="torch"), trust_code=True)
+    assert again.fitted_prior is None
+    assert not torch.equal(again.sample_latents(5, seed=1), back.sample_latents(5, seed=1))
+
+
 def test_a_folder_holds_one_format(pair, tmp_path):
     import shutil
 
@@ -252,7 +263,7 @@ def test_an_export_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
     # One that was killed is gone over; what the new export has not does not stay.
     (place / ".export.part").mkdir()
     monkeypatch.setattr(torch_format, "write", lambda model, tokenizer, folder: None)
-    monkeypatch.setattr("textvae.hub.tokenizer.save_for_transformers", lambda tokenizer, folder: False)
+    monkeypatch.setattr("textvae.hub.tokenizer.save_for_transformers", lambda *_: False)
     export(vae, place, format="torch")
     assert not {"tokenizer.json", ".export.part"} & {path.name for path in place.iterdir()}
     assert json.loads((place / "export.json").read_text())["latent_dim"] == vae.latent_dim

@@ -137,6 +137,30 @@ def test_a_folder_saved_and_loaded_is_the_same_run_with_its_fitted_prior(vae, tm
     assert json.loads((tmp_path / "saved" / "config.json").read_text())["latent_dim"] == 4
 
 
+def test_a_run_saved_over_another_has_nothing_of_that_ones(vae, tmp_path):
+    vae.fit_prior(sentences(300, seed=4), kind="gaussian")
+    vae.save_pretrained(tmp_path / "saved")
+    vae.fitted_prior = None
+    vae.save_pretrained(tmp_path / "saved")
+    back = textvae.TextVAE.from_pretrained(tmp_path / "saved")
+    assert torch.equal(back.sample_latents(3, seed=0), vae.sample_latents(3, seed=0))
+
+
+@pytest.mark.parametrize("kind", ["gaussian", "mixture"])
+def test_a_fitted_prior_is_named_where_samples_come_from_it(vae, kind):
+    assert "Drawn from the prior with seed 0" in vae.generate_model_card().text
+    vae.fit_prior(sentences(300, seed=4), kind=kind, components=2)
+    assert f"Drawn from the {kind} that was fitted" in vae.generate_model_card().text
+    settings = vae.evaluate("test", samples=4)["settings"]
+    assert (settings["prior"], settings["samples_prior"]) == ("standard_normal", f"fitted: {kind}")
+
+
+def test_an_unknown_option_is_refused(vae, tmp_path):
+    vae.save_pretrained(tmp_path / "saved")
+    with pytest.raises(UserError, match=r"no option 'trust_cod'.*trust_code"):
+        textvae.TextVAE.from_pretrained(tmp_path / "saved", trust_cod=True)
+
+
 def test_what_cannot_be_had_or_pushed_is_said_in_one_line(vae, hub, tmp_path):
     with pytest.raises(UserError, match=r"user/none: cannot be had from the Hub \(.*(404|not find)"):
         textvae.TextVAE.from_pretrained("user/none", cache_dir=tmp_path / "cache")
@@ -164,11 +188,12 @@ def test_code_that_a_downloaded_recipe_names_is_not_imported(vae, tmp_path):
         textvae.TextVAE.from_pretrained(tmp_path / "saved")
 
 
-@pytest.mark.parametrize("source", ["files", "folder"])
+@pytest.mark.parametrize("source", ["files", "folder", "hub"])
 def test_files_that_a_strangers_recipe_names_on_this_machine_are_not_read(vae, values, tmp_path, source):
     secret = tmp_path / "secret.txt"
     secret.write_text("the password is sesame .\n" * 30)
     named = {"files": {part: str(secret) for part in ("train", "validation", "test")}, "folder": str(tmp_path)}
+    named["hub"] = {"name": str(tmp_path)}  # which datasets takes for a folder
     data = {source: named[source], **({"format": "text"} if source == "files" else {})}
     vae.recipe = Recipe.model_validate(values | {"data": data})
     vae.save_pretrained(tmp_path / "saved")

@@ -6,7 +6,9 @@ import pytest
 from conftest import sentences
 
 from textvae.hub.tokenizer import save_for_transformers
+from textvae.recipe import Data
 from textvae.text import tokenizers
+from textvae.text.corpora import cleaned
 
 KINDS = [
     {"kind": "word"},
@@ -30,7 +32,7 @@ SPELLED = ["say </s> now", "<pad>", "a<s>b"]
 @pytest.fixture(params=KINDS, ids=lambda section: "-".join(map(str, section.values())))
 def saved(request, tmp_path):
     tokenizer = tokenizers.train(request.param, sentences(200))
-    assert save_for_transformers(tokenizer, tmp_path / "saved")
+    assert save_for_transformers(tokenizer, tmp_path / "saved", Data(grammar={}))
     return tokenizer, tmp_path / "saved"
 
 
@@ -81,7 +83,7 @@ def test_a_file_without_special_tokens_gets_them_where_the_run_has_them(tmp_path
     bare.pre_tokenizer = pre_tokenizers.Whitespace()
     bare.save(str(tmp_path / "bare.json"))
     tokenizer = tokenizers.train({"kind": "file", "path": str(tmp_path / "bare.json")}, [])
-    assert save_for_transformers(tokenizer, tmp_path / "saved")
+    assert save_for_transformers(tokenizer, tmp_path / "saved", Data(grammar={}))
     whole = Tokenizer.from_file(str(tmp_path / "saved" / "tokenizer.json"))
     assert whole.encode("the cat saw").ids == tokenizer.encode(["the cat saw"])[0]
     assert whole.token_to_id("<pad>") == tokenizer.pad_id
@@ -89,5 +91,18 @@ def test_a_file_without_special_tokens_gets_them_where_the_run_has_them(tmp_path
 
 def test_sentencepiece_has_no_such_form(tmp_path):
     tokenizer = tokenizers.train({"kind": "sentencepiece", "vocab_size": 300}, sentences(200))
-    assert not save_for_transformers(tokenizer, tmp_path / "saved")
+    assert not save_for_transformers(tokenizer, tmp_path / "saved", Data(grammar={}))
     assert not (tmp_path / "saved").exists()
+
+
+@pytest.mark.parametrize("kind", ["word", "bpe", "byte"])
+def test_what_the_recipe_does_to_a_text_goes_into_the_file(tmp_path, kind):
+    from tokenizers import Tokenizer
+
+    data = Data(grammar={}, lowercase=True, normalize="NFKC")
+    tokenizer = tokenizers.train({"kind": kind}, sentences(200))
+    assert save_for_transformers(tokenizer, tmp_path / "saved", data)
+    whole = Tokenizer.from_file(str(tmp_path / "saved" / "tokenizer.json"))
+    texts = [*sentences(5), "The \uff23at SEES the \ufb01sh ."]
+    assert [row.ids for row in whole.encode_batch(texts)] == tokenizer.encode([cleaned(text, data) for text in texts])
+    assert whole.encode(texts[-1]).ids != tokenizer.encode(texts[-1:])[0]

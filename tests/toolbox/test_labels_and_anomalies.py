@@ -92,6 +92,12 @@ def test_the_tokens_nats_add_up_to_the_models_own_and_name_the_odd_word(vae):
     assert max(odd, key=lambda pair: pair[1])[0] == "kitchen"
 
 
+def test_words_are_named_as_the_run_reads_them(vae, monkeypatch):
+    data = vae.recipe.data.model_copy(update={"lowercase": True})
+    monkeypatch.setattr(vae, "recipe", vae.recipe.model_copy(update={"data": data}))
+    assert [token for token, _ in token_nats(vae, "The Owner liked the Zebra .")][4] == "zebra(<unk>)"
+
+
 def test_an_unknown_word_stands_there_with_a_mark(vae):
     known, odd = "the happy owner will love the soup .", "the happy zebra will love the soup\tgrok ."
     found = token_nats(vae, odd)

@@ -88,3 +88,19 @@ def test_what_cannot_be_is_refused():
     ):
         with pytest.raises(UserError, match=message):
             call()
+
+
+@pytest.mark.parametrize("backend", ["faiss", "hnswlib"])
+def test_an_index_finds_its_way_among_rows_that_are_equal(backend):
+    pytest.importorskip(backend, reason=f"{backend} is not installed")
+    crowd = normal(10, 8, seed=2).repeat_interleave(300, 0)
+    z, queries = torch.cat([normal(3_000, 8), crowd]), normal(100, 8, seed=1)
+    found, exact = Neighbours(z, backend=backend).search(queries, 5), Neighbours(z).search(queries, 5)
+    right = (found.distances - exact.distances).abs() < 1e-4
+    assert float(right.float().mean()) > 0.97
+    # More than there are different rows, and every row is one.
+    alone = Neighbours(torch.cat([torch.zeros(999, 8), torch.ones(1, 8)]), backend=backend).search(
+        torch.zeros(2, 8), 1000
+    )
+    assert alone.rows.sort(dim=1).values.tolist() == [list(range(1000))] * 2
+    assert alone.rows[:, -1].tolist() == [999, 999]

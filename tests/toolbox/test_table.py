@@ -95,6 +95,8 @@ def test_rows_come_out_of_every_format(tmp_path):
         path = tmp_path / name
         path.write_text(content)
         assert list(rows_of(str(path))) == expected, name
+    (tmp_path / "b.csv").write_text("text,label\ngood soup,1\nbad soup,0\n\n")
+    assert list(rows_of(str(tmp_path / "b.csv"))) == expected  # the blank line is no row
     (tmp_path / "lines.txt").write_text("good soup\nbad soup\n")
     assert list(rows_of(str(tmp_path / "lines.txt"))) == [("good soup", None), ("bad soup", None)]
     (tmp_path / "lines.label").write_text("1\n0\n")

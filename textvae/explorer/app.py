@@ -36,7 +36,8 @@ def page(
         rate: how much one client may ask for.
     """
     on = functools.partial(asking.on, rate=rate or limits.Rate())
-    first, last = (views.texts[0], views.texts[-1]) if len(views.texts) > 1 else EXAMPLES
+    short = [text for text in views.texts if 0 < len(text.strip()) <= limits.CHARACTERS]
+    first, last = (short[0], short[-1]) if len(short) > 1 else EXAMPLES
     title = "textvae: " + (" beside ".join(names) if other is not None else names[0])
     with asking.Page(title=title, analytics_enabled=False) as blocks:
         gr.Markdown(f"## {title}\nTexts of up to {limits.CHARACTERS} characters.")

@@ -239,7 +239,7 @@ class Views:
         """
         if len(self.texts) < 2:
             raise UserError("latents: needs 2 sentences or more (--corpus)")
-        store = ListStore(self.vae.tokenizer.encode(self.texts))
+        store = ListStore(self.vae.ids(self.texts))
         with self.model_lock, torch.inference_mode():
             posteriors = [
                 self.vae.model.encode(self.vae.on_device(batch))

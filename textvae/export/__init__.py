@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from textvae.checkpoint import EXPORT as DESCRIPTION
+from textvae.checkpoint import FITTED_PRIOR
 from textvae.errors import CheckpointError, UserError, suggest
 
 if TYPE_CHECKING:
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
     from textvae.export.runtime import ExportedVAE
 
 FORMATS = ("onnx", "torch", "int8")
-TRANSFORMERS = ("tokenizer.json", "tokenizer_config.json")
 PART = ".export.part"  # what is being written, until it is whole
 
 
@@ -27,7 +27,7 @@ def export(vae: TextVAE, folder: str | Path, *, format: str = "onnx", traced: Ma
     decoder_step.onnx (word (B,), z, state -> logits (B, V), state) and greedy.onnx (z, max_length -> ids (B, T)).
     int8: the same with int8 weights. torch: the first three as .pt2 programs. Beside them export.json (what goes in
     and out, special tokens), recipe.yaml, tokenizer/ and, where the tokenizer has that form, a tokenizer.json for
-    `transformers`.
+    `transformers`, and the fitted prior (fitted_prior.safetensors) where the run has one.
 
     Args:
         vae: the run.
@@ -47,6 +47,7 @@ def export(vae: TextVAE, folder: str | Path, *, format: str = "onnx", traced: Ma
     from textvae import checkpoint, recipe_file
     from textvae.export import onnx_format, torch_format
     from textvae.hub.tokenizer import save_for_transformers
+    from textvae.latent.fitted import kind_of
 
     place = Path(folder)
     if place.exists() and not (place / DESCRIPTION).is_file() and (not place.is_dir() or _others(place)):
@@ -68,7 +69,9 @@ def export(vae: TextVAE, folder: str | Path, *, format: str = "onnx", traced: Ma
             found = onnx_format.traced(vae.model, vae.tokenizer) if traced is None else traced
             onnx_format.write(found, vae.tokenizer, vae.recipe.generation, part, int8=format == "int8")
         vae.tokenizer.save(str(part / checkpoint.TOKENIZER))
-        save_for_transformers(vae.tokenizer, part)
+        save_for_transformers(vae.tokenizer, part, vae.recipe.data)
+        if vae.fitted_prior is not None:
+            checkpoint.save_prior(kind_of(vae.fitted_prior), vae.fitted_prior, part)
         checkpoint.write_text(part / checkpoint.RECIPE, recipe_file.dump(vae.recipe))
         checkpoint.write_text(part / DESCRIPTION, json.dumps(_description(vae, format), indent=2) + "\n")
         _move(part, place)
@@ -94,6 +97,7 @@ def load(folder: str | Path, *, threads: int | None = None, trust_code: bool = F
     """
     from textvae import checkpoint, recipe_file
     from textvae.export import runtime
+    from textvae.latent import fitted
     from textvae.text import tokenizers
 
     place = Path(folder)
@@ -104,7 +108,10 @@ def load(folder: str | Path, *, threads: int | None = None, trust_code: bool = F
     saved = str(place / checkpoint.TOKENIZER)
     tokenizer = tokenizers.load(saved, kind=recipe.tokenizer.kind, trust_code=trust_code)
     graphs: Any = runtime.TorchGraphs(place) if format == "torch" else runtime.OnnxGraphs(place, threads=threads)
-    return runtime.ExportedVAE(runtime.ExportedModel(graphs, latent_dim), tokenizer, recipe)
+    vae = runtime.ExportedVAE(runtime.ExportedModel(graphs, latent_dim), tokenizer, recipe)
+    if (prior := checkpoint.load_prior(place)) is not None:
+        vae.fitted_prior = fitted.restore(*prior, latent_dim, str(place / FITTED_PRIOR))
+    return vae
 
 
 def _others(place: Path) -> bool:
@@ -113,7 +120,9 @@ def _others(place: Path) -> bool:
 
 def _move(part: Path, place: Path) -> None:
     """Puts what was written in the place of an earlier export: whole, or, where that is cut off, no export at all."""
-    for name in (DESCRIPTION, *TRANSFORMERS):  # not every tokenizer has the latter
+    from textvae.hub.tokenizer import TRANSFORMERS
+
+    for name in (DESCRIPTION, FITTED_PRIOR, *TRANSFORMERS):  # not every run has the latter ones
         (place / name).unlink(missing_ok=True)
     for entry in sorted(part.iterdir(), key=lambda entry: entry.name == DESCRIPTION):
         old = place / entry.name

@@ -218,7 +218,7 @@ class ExportedVAE(TextVAE):
         raise UserError("an export cannot be saved as a run; save the run that it was made of")
 
     def sample_latents(self, n: int, *, seed: int | None = None) -> Tensor:
-        """Returns n draws from the prior, (n, D), where it is the standard normal; an export holds no other."""
+        """Returns n draws, (n, D), from the fitted prior, else from N(0, I): an export holds no other."""
         if self.fitted_prior is None and self.model.prior is None:
             kind = self.recipe.model.prior.kind
             if kind != "standard_normal":

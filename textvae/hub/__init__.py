@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any, Self
@@ -11,11 +12,11 @@ from huggingface_hub import ModelCard, ModelHubMixin, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
 from textvae import checkpoint, recipe_file
-from textvae.errors import CheckpointError, UserError
+from textvae.errors import CheckpointError, UserError, suggest
 from textvae.folders import CURVES
 from textvae.hub import card
-from textvae.hub.tokenizer import save_for_transformers
-from textvae.latent.fitted import FITTED
+from textvae.hub.tokenizer import TRANSFORMERS, save_for_transformers
+from textvae.latent.fitted import kind_of
 from textvae.recipe import Recipe
 
 CONFIG = "config.json"
@@ -51,6 +52,8 @@ class HubMixin(ModelHubMixin, library_name="textvae", tags=["text-vae"]):
         recipe: Recipe = self.recipe  # type: ignore[attr-defined]  # of a TextVAE, which stands above
         data = recipe.data
         named = data.folder or next(iter((data.files or {}).values()), None)
+        if data.hub is not None and (data.hub.name[:1] in ("/", ".", "~", "\\") or os.path.exists(data.hub.name)):
+            named = data.hub.name  # which datasets would take for a folder
         if self.foreign and named is not None:
             raise UserError(
                 f"data: the recipe of a run from elsewhere names {named!r} on this machine, which is not read; "
@@ -64,8 +67,8 @@ class HubMixin(ModelHubMixin, library_name="textvae", tags=["text-vae"]):
 
         Args:
             pretrained_model_name_or_path: a folder, or the name of a repository ("user/name").
-            **options: revision, token, cache_dir, force_download and local_files_only of huggingface_hub; device
-                and trust_code of `textvae.load`.
+            **options: revision, token, cache_dir, force_download and local_files_only of huggingface_hub; device,
+                trust_code and together of `textvae.load`.
 
         Raises:
             UserError: no such repository, or no way to it.
@@ -111,8 +114,11 @@ class HubMixin(ModelHubMixin, library_name="textvae", tags=["text-vae"]):
                 token=token,
                 allow_patterns=NEEDED,
             )
-        known = {name: options[name] for name in ("device", "trust_code") if name in options}
-        vae = load(folder, **known)
+        known = ("device", "trust_code", "together")
+        for name in options:
+            if name not in known:
+                raise UserError(f"from_pretrained: there is no option {name!r}{suggest(name, known)}")
+        vae = load(folder, **options)
         vae.foreign = True
         return vae
 
@@ -123,9 +129,12 @@ class HubMixin(ModelHubMixin, library_name="textvae", tags=["text-vae"]):
         checkpoint.save_weights(vae.model, folder / checkpoint.WEIGHTS)
         vae.tokenizer.save(str(folder / checkpoint.TOKENIZER))
         if vae.fitted_prior is not None:
-            kinds = {FITTED.resolve(kind): kind for kind in FITTED}
-            checkpoint.save_prior(kinds[type(vae.fitted_prior)], vae.fitted_prior, folder)
-        save_for_transformers(vae.tokenizer, folder)
+            checkpoint.save_prior(kind_of(vae.fitted_prior), vae.fitted_prior, folder)
+        else:  # the folder may have had another run
+            (folder / checkpoint.FITTED_PRIOR).unlink(missing_ok=True)
+        if not save_for_transformers(vae.tokenizer, folder, vae.recipe.data):
+            for name in TRANSFORMERS:
+                (folder / name).unlink(missing_ok=True)
         config = {"model_type": "textvae", "latent_dim": vae.latent_dim, "vocab_size": len(vae.tokenizer)}
         checkpoint.write_text(folder / CONFIG, json.dumps(config, indent=2) + "\n")
         for name in (checkpoint.METRICS, CURVES):

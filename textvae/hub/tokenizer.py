@@ -9,17 +9,20 @@ from typing import Any
 
 from textvae.checkpoint import write_text
 from textvae.errors import UserError
+from textvae.recipe import Data
 from textvae.text.codecs import SPECIALS, ByteCodec, LibraryCodec, TextTokenizer
+from textvae.text.corpora import cleaned
 from textvae.types import Tokenizer
 
+TRANSFORMERS = ("tokenizer.json", "tokenizer_config.json")
 ROLES = ("pad", "bos", "eos", "unk")
 PROBES = ("the cat sees the dog", "", "Zebra, 12 cm \u00e9\u4e2d")  # both must read these alike
 
 
-def save_for_transformers(tokenizer: Tokenizer, folder: Path) -> bool:
+def save_for_transformers(tokenizer: Tokenizer, folder: Path, data: Data) -> bool:
     """Writes tokenizer.json and tokenizer_config.json into a folder; false where the tokenizer has no such form.
 
-    `PreTrainedTokenizerFast(tokenizer_file=...)` then gives the ids of `tokenizer.encode`, <s> and </s> counted.
+    `PreTrainedTokenizerFast(tokenizer_file=...)` then gives the ids of `TextVAE.ids`, <s> and </s> counted.
     Text that spells a special token becomes that token there; read from the folder
     (`PreTrainedTokenizerFast.from_pretrained`, `AutoTokenizer.from_pretrained`) it stays text, as it does here: only a
     word vocabulary, which knows "</s>" as a word, then takes it for the token where ours takes <unk>.
@@ -28,9 +31,10 @@ def save_for_transformers(tokenizer: Tokenizer, folder: Path) -> bool:
         tokenizer: a word, BPE, unigram, character or byte tokenizer, or one of a tokenizer.json; SentencePiece's
             model and a user's own class have no such form.
         folder: is made where it is missing.
+        data: of the run's recipe; `lowercase` and `normalize` go into the file.
     """
     try:
-        converted, names = convert(tokenizer)
+        converted, names = convert(tokenizer, data)
     except UserError:
         return False
     folder.mkdir(parents=True, exist_ok=True)
@@ -47,14 +51,14 @@ def save_for_transformers(tokenizer: Tokenizer, folder: Path) -> bool:
     return True
 
 
-def convert(tokenizer: Tokenizer) -> tuple[Any, dict[str, str]]:
+def convert(tokenizer: Tokenizer, data: Data) -> tuple[Any, dict[str, str]]:
     """Returns a `tokenizers.Tokenizer` that puts <s> and </s> around, and the names of the special tokens by role.
 
     Raises:
         UserError: the tokenizer has no such form.
     """
     from tokenizers import Tokenizer as LibraryTokenizer
-    from tokenizers import processors
+    from tokenizers import normalizers, processors
 
     if not isinstance(tokenizer, TextTokenizer) or not isinstance(tokenizer.codec, (ByteCodec, LibraryCodec)):
         kind = getattr(tokenizer, "kind", type(tokenizer).__name__)
@@ -68,8 +72,12 @@ def convert(tokenizer: Tokenizer) -> tuple[Any, dict[str, str]]:
         pair=f"{bos} $A {eos} {bos}:1 $B:1 {eos}:1",
         special_tokens=[(bos, tokenizer.bos_id), (eos, tokenizer.eos_id)],
     )
+    cleaning: list[Any] = [normalizers.Lowercase()] if data.lowercase else []
+    cleaning += [getattr(normalizers, data.normalize)()] if data.normalize else []
+    if cleaning:  # before what the tokenizer does itself
+        whole.normalizer = normalizers.Sequence([*cleaning, *([whole.normalizer] if whole.normalizer else [])])
     texts = list(PROBES)
-    if [row.ids for row in whole.encode_batch(texts)] != tokenizer.encode(texts):
+    if [row.ids for row in whole.encode_batch(texts)] != tokenizer.encode([cleaned(text, data) for text in texts]):
         raise UserError("tokenizer: this tokenizer.json reads texts otherwise than the run does")
     return whole, names
 

@@ -89,7 +89,7 @@ def fit(
             prior = _fit_mixture(rows + widths * _noise(rows, generator), components, generator)
         else:
             prior = _fit_flow(rows, widths, generator)
-    return prior.to(means.device).requires_grad_(False).eval()
+    return _named(prior.to(means.device), kind)
 
 
 def check(kind: str, components: int, rows: int) -> None:
@@ -138,6 +138,16 @@ def restore(kind: str, state: Mapping[str, Tensor], latent_dim: int, where: str 
         raise CheckpointError(
             f"{where}: holds no fitted prior of this run ({error}); fit-prior makes it anew"
         ) from error
+    return _named(prior, kind)
+
+
+def kind_of(prior: nn.Module) -> str:
+    """Returns the kind of a prior that `fit` or `restore` made."""
+    return next(kind for kind in FITTED if FITTED.resolve(kind) is type(prior))
+
+
+def _named(prior: nn.Module, kind: str) -> nn.Module:
+    setattr(prior, "kind", kind)  # noqa: B010  # torch types attributes as tensors and modules
     return prior.requires_grad_(False).eval()
 
 

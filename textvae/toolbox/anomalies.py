@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from textvae.errors import UserError, suggest
 from textvae.generation import given
+from textvae.text import corpora
 from textvae.text.batching import collate
 from textvae.toolbox.unknown import pieces
 
@@ -77,7 +78,7 @@ class AnomalyDetector:
 
     def score(self, texts: Sequence[str]) -> list[Anomaly]:
         """Returns each text's figures; row i belongs to text i."""
-        both = self._nats(texts)
+        both = self._nats(given.texts(texts))
         chosen = self._of(both)
         above = np.searchsorted(self._reference, chosen, side="left") / len(self._reference)
         return [
@@ -103,7 +104,7 @@ def token_nats(vae: TextVAE, text: str) -> list[tuple[str, float]]:
     """
     batch = vae.on_device(collate(vae.ids(given.texts([text])), vae.tokenizer.pad_id))
     ids = batch.tokens[0].tolist()
-    words = [*pieces(vae.tokenizer, text, ids[1:-1]), "</s>"]
+    words = [*pieces(vae.tokenizer, corpora.cleaned(text, vae.recipe.data), ids[1:-1]), "</s>"]
     found = []
     with torch.inference_mode():
         z = vae.encode([text]).to(vae.device) if vae.latent_dim else torch.zeros(1, 0, device=vae.device)

@@ -33,7 +33,8 @@ class Neighbours:
     """The latents of a corpus, to be searched as often as one likes.
 
     exact compares with all of them, chunk by chunk, and holds nothing beside them. faiss and hnswlib build a graph of
-    near rows (HNSW) and walk it: they miss a few neighbours, and answer from a million rows in a millisecond.
+    near rows (HNSW) and walk it: they miss a few neighbours, and answer from a million rows in a millisecond. Rows that
+    are equal stand in it once, for a walk cannot leave a crowd of them.
 
     Args:
         z: (N, D) latents; kept in float32.
@@ -56,7 +57,11 @@ class Neighbours:
             raise UserError(f"neighbours: got a corpus of shape {tuple(z.shape)}; (N, D), N above 0, finite, is needed")
         self.backend, self.metric = backend, metric
         self._z = self._prepared(z)
-        self._index: Any = {"exact": _nothing, "faiss": _faiss, "hnswlib": _hnswlib}[backend](self._z)
+        if backend != "exact":
+            self._different, groups, sizes = torch.unique(self._z, dim=0, return_inverse=True, return_counts=True)
+            self._equal = groups.argsort(stable=True).split(sizes.tolist())  # row of `different` -> rows that equal it
+        self._index: Any = _faiss(self._different) if backend == "faiss" else None
+        self._index = _hnswlib(self._different) if backend == "hnswlib" else self._index
 
     def search(self, queries: Tensor, k: int) -> Found:
         """Returns the k nearest rows of each query (M, D), nearest first; all rows where there are fewer than k.
@@ -97,14 +102,37 @@ class Neighbours:
         return Found(distances, rows)
 
     def _by_index(self, queries: Tensor, k: int) -> Found:
-        if self.backend == "faiss":
-            self._index.hnsw.efSearch = max(BREADTH, 2 * k)
-            squares, rows = self._index.search(queries.numpy(), k)
-        else:
-            self._index.set_ef(max(BREADTH, 2 * k))
-            rows, squares = self._index.knn_query(queries.numpy(), k=k, num_threads=1)
+        most = min(k, len(self._different))
+        try:
+            if self.backend == "faiss":
+                self._index.hnsw.efSearch = max(BREADTH, 2 * k)
+                squares, found = self._index.search(queries.numpy(), most)
+            else:
+                self._index.set_ef(max(BREADTH, 2 * k))
+                found, squares = self._index.knn_query(queries.numpy(), k=most, num_threads=1)
+        except RuntimeError:  # hnswlib's, where its walk meets fewer rows than are asked for
+            return self._exact(queries, k)
+        found = torch.from_numpy(np.asarray(found).astype(np.int64))
         distances = torch.from_numpy(np.asarray(squares, dtype=np.float32)).clamp_min(0).sqrt()
-        return Found(distances, torch.from_numpy(np.asarray(rows).astype(np.int64)))
+        parts = [self._all(*both, k) for both in zip(distances, found)]
+        short = [place for place, part in enumerate(parts) if len(part.rows) < k]  # so does faiss's, and says -1
+        if short:
+            exact = self._exact(queries[short], k)
+            for place, *part in zip(short, exact.distances, exact.rows):
+                parts[place] = Found(*part)
+        return Found(torch.stack([part.distances for part in parts]), torch.stack([part.rows for part in parts]))
+
+    def _all(self, distances: Tensor, found: Tensor, k: int) -> Found:
+        """The first k rows, or fewer, of the different ones that were found and of those that equal them."""
+        rows: list[Tensor] = []
+        sizes: list[int] = []
+        for row in found[found >= 0].tolist():
+            rows.append(self._equal[row])
+            sizes.append(len(rows[-1]))
+            if sum(sizes) >= k:
+                break
+        together = torch.cat(rows)[:k] if rows else torch.empty(0, dtype=torch.int64)
+        return Found(distances[: len(sizes)].repeat_interleave(torch.tensor(sizes, dtype=torch.int64))[:k], together)
 
 
 def nearest(
@@ -134,10 +162,6 @@ def nearest(
     index = Neighbours(vae.encode(corpus), backend=backend, metric=metric)
     found = index.search(vae.encode(queries), k)
     return [list(zip(rows, distances)) for rows, distances in zip(found.rows.tolist(), found.distances.tolist())]
-
-
-def _nothing(z: Tensor) -> None:
-    return None
 
 
 def _faiss(z: Tensor) -> Any:

@@ -65,8 +65,8 @@ def rows_of(
     for text, label in pairs:
         if text is not None and not isinstance(text, str):
             raise CorpusError(f"{path}: column {column!r}: got {text!r}; it must be a text")
-        if text is not None:
-            missing = label is None or label != label
+        missing = label is None or label != label or not str(label).strip()
+        if text is not None and (text or not missing):  # of a table, a blank line has neither
             yield text, None if missing else str(label).strip()
 
 

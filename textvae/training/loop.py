@@ -272,6 +272,9 @@ def _evaluate(
         position.best_numbers = numbers
         if accelerator.is_main_process:
             checkpoint.save_weights(model, folder / checkpoint.WEIGHTS)
+            if (folder / checkpoint.FITTED_PRIOR).exists():  # of a training that was resumed
+                (folder / checkpoint.FITTED_PRIOR).unlink()
+                telemetry.note("the fitted prior was of other weights, and is taken away; fit-prior makes it anew")
     else:
         position.stalled += 1
     weights = experiment.objective.weights(max(position.step - 1, 0))
