@@ -71,8 +71,8 @@ def contradictions(recipe: Recipe) -> list[str]:
     data = recipe.data
     if data.streaming and "train" in (data.limit or {}) and (data.stream_workers > 1 or data.stream_shares):
         found.append(
-            "data.limit.train: the first sentences of a stream are what one reader meets first; take at most one of "
-            "data.stream_workers, and data.stream_shares: false"
+            "data.limit.train: the first sentences of a stream are what one reader meets first; take "
+            "data.stream_workers: 1 or 0, and data.stream_shares: false"
         )
     of_batches = [
         f"objective.{name}"

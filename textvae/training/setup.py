@@ -70,7 +70,7 @@ class Experiment:
     critics: list[tuple[Any, torch.optim.Optimizer]]
     encoder_parameters: list[torch.nn.Parameter]  # of q(z|x)
     term_parameters: list[torch.nn.Parameter]  # of the objective's terms, moved by the model's optimiser
-    corpus: str = ""  # a hash of the lengths of all sentences that are held: another one, and the order is another
+    corpus: str = ""  # a hash of the lengths of sentences to train and validate on: of others the order is another
     replay: Replay | None = None
     notes: list[str] = field(default_factory=list)
     position: dict[str, Any] = field(default_factory=dict)
@@ -152,7 +152,9 @@ def prepare(recipe: Recipe, folder: Path, accelerator: Accelerator, *, resume: b
         optimizer=optimizer,
         batches=batches,
         validation=held["validation"],
-        corpus=hashlib.sha256(b"".join(held[part].lengths.tobytes() for part in sorted(held))).hexdigest()[:16],
+        corpus=hashlib.sha256(
+            b"".join(held[part].lengths.tobytes() for part in sorted(held) if part != "test")
+        ).hexdigest()[:16],
         horizon=horizon,
         rate=rate,
         decay=decay,
