@@ -69,10 +69,12 @@ def launch(
     blocks.queue(max_size=WAITING, default_concurrency_limit=1)
     number = _serve(blocks, host, port, browser)
     address = f"[{host}]" if ":" in host else host
-    say(f"the explorer is at http://{address}:{number} (end it with Ctrl-C)")
-    if wait:
-        with contextlib.suppress(KeyboardInterrupt):
+    # From the line on: who reads it may end it before the next one here is reached.
+    with contextlib.suppress(KeyboardInterrupt) if wait else contextlib.nullcontext():
+        say(f"the explorer is at http://{address}:{number} (end it with Ctrl-C)")
+        if wait:
             threading.Event().wait()
+    if wait:
         blocks.close(verbose=False)
     return blocks
 
