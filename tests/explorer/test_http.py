@@ -12,7 +12,7 @@ import pytest
 from conftest import ROOT
 from torch.distributions import Normal, kl_divergence
 
-from textvae.explorer import _serve, limits
+from textvae.explorer import _serve, launch, limits
 
 pytest.importorskip("gradio")
 
@@ -210,3 +210,15 @@ def test_nasty_texts_get_what_the_run_says_or_a_clear_refusal(client, vae, capfd
         answered += 1
     assert answered >= len(NASTY) + len(found) // 2
     assert capfd.readouterr() == ("", "")
+
+
+def test_it_may_be_ended_as_soon_as_it_says_where_it_is(vae, texts):
+    said = []
+
+    def say(line):
+        said.append(line)
+        if "the explorer is at" in line:
+            raise KeyboardInterrupt
+
+    launch(vae, texts=texts[:20], say=say)
+    assert "the explorer is at" in said[-1]
