@@ -62,11 +62,11 @@ REFUSED = {
     ),
     "bounds in the wrong order": (
         {"objective__kl": {"kind": "kl", "weight": {"kind": "geco", "min": 2.0, "max": 1.0}}},
-        "objective.kl.weight.min: got 2, which is above max, 1",
+        "objective.kl.weight: min (2) is above max (1)",
     ),
     "a least above the largest there is": (
         {"objective__kl": {"kind": "kl", "weight": {"kind": "pid", "min": 2.0}}},
-        "objective.kl.weight.min: got 2, which is above max, 1",
+        "objective.kl.weight: min (2) is above max (1)",
     ),
     "clusters that fall": (
         {"model__output": {"kind": "adaptive_softmax", "cutoffs": [5, 3]}},

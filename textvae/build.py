@@ -61,14 +61,13 @@ def problems(recipe: Recipe, *, trust_code: bool = True) -> list[str]:
     found = []
     for path, registry, options in _sections(recipe):
         found += registry.problems(options, path, trust_code=trust_code)
-    return found or [*contradictions(recipe), *tried(recipe), *_without_epochs(recipe, trust_code)]
+    return found or [*contradictions(recipe), *tried(recipe), *_timed(recipe, trust_code)]
 
 
-def _without_epochs(recipe: Recipe, trust_code: bool) -> list[str]:
-    """What a stream, whose epochs have no known length, has against the recipe's durations."""
-    if not recipe.data.streaming:
-        return []
-    found, horizon = [], Horizon(None, recipe.training.max_steps)
+def _timed(recipe: Recipe, trust_code: bool) -> list[str]:
+    """What schedules say against themselves, and a stream, whose epochs have no known length, against durations."""
+    # Of a corpus that is held the lengths are known when it is read; any will do to see what options say of each other.
+    found, horizon = [], Horizon(None, recipe.training.max_steps) if recipe.data.streaming else Horizon(1_000, 10_000)
     for path, registry, options in _sections(recipe):
         if registry in (SCHEDULES, RATES, DECAYS, AVERAGES):
             try:

@@ -105,11 +105,6 @@ def _term_problems(recipe: Recipe) -> list[str]:
             )
         if weight.get("kind") == "pid" and "start" in weight and weight.get("over") is None:
             found.append(f"objective.{name}.weight.start: is where the target begins to rise, and over says how long")
-        low, high = (weight.get(bound, default) for bound, default in (("min", 0.0), ("max", None)))
-        if weight.get("kind") in CONTROLLERS and high is None:
-            high = 1.0 if weight["kind"] == "pid" else None
-        if isinstance(low, (int, float)) and isinstance(high, (int, float)) and low > high:
-            found.append(f"objective.{name}.weight.min: got {low:g}, which is above max, {high:g}")
     cutoffs = recipe.model.output.as_dict().get("cutoffs")
     if isinstance(cutoffs, list) and (not cutoffs or cutoffs != sorted(set(cutoffs))):
         found.append(f"model.output.cutoffs: got {cutoffs}; at least one is needed, and they must rise")

@@ -93,7 +93,7 @@ def generation(name: str, options: Options, count: int = 1_000) -> Case:
             raise AssertionError(f"only {same} of {len(some)} sentences are the textbook's")
         return f"{same} of {len(some)} sentences the same; {length}"
 
-    at_once = {"cpu": 512, "cuda": 4_096}[device.type]  # as `generate` takes them, of a beam the hypotheses
+    at_once = 4_096 if device.type == "cuda" else 512  # as `generate` takes them, of a beam the hypotheses
     at_once = at_once // 5 * 4 if name == "beam5" else at_once
     machine = limit.Machine
     return Case(

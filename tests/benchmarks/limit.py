@@ -26,7 +26,7 @@ import torch
 from tests.benchmarks.sizes import Sizes
 
 BLOCK_S, BLOCKS = 0.04, 3
-RESULTS = {"cpu": 2**24, "cuda": 2**28}
+RESULTS, ON_A_GPU = 2**24, 2**28
 
 
 class Operations(NamedTuple):
@@ -86,7 +86,7 @@ class Machine:
 
     def _rate(self, rows: int, inner: int, columns: int) -> float:
         # So many results at most that it is the product that is measured and not the memory behind it.
-        rows = max(1, min(rows, RESULTS[self.device.type] // columns))
+        rows = max(1, min(rows, (ON_A_GPU if self.device.type == "cuda" else RESULTS) // columns))
         a, b = torch.randn(rows, inner, **self.options), torch.randn(inner, columns, **self.options)
         out = torch.empty(rows, columns, **self.options)
 

@@ -207,4 +207,7 @@ def test_a_corpus_that_begins_with_a_text_too_long_or_blank_is_looked_at(vae, te
     from textvae.explorer.app import page
 
     for odd in ("the cook liked the soup . " * 30, "  "):
-        page(Views(vae, [odd, *texts[:5], odd]))
+        blocks = page(Views(vae, [odd, *texts[:5], odd]))
+        filled = {str(block["props"].get("value")) for block in blocks.get_config_file()["components"]}
+        assert {texts[0], texts[4]} <= filled
+        assert odd not in filled

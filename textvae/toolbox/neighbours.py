@@ -60,8 +60,7 @@ class Neighbours:
         if backend != "exact":
             self._different, groups, sizes = torch.unique(self._z, dim=0, return_inverse=True, return_counts=True)
             self._equal = groups.argsort(stable=True).split(sizes.tolist())  # row of `different` -> rows that equal it
-        self._index: Any = _faiss(self._different) if backend == "faiss" else None
-        self._index = _hnswlib(self._different) if backend == "hnswlib" else self._index
+            self._index: Any = {"faiss": _faiss, "hnswlib": _hnswlib}[backend](self._different)
 
     def search(self, queries: Tensor, k: int) -> Found:
         """Returns the k nearest rows of each query (M, D), nearest first; all rows where there are fewer than k.

@@ -28,7 +28,8 @@ from textvae.recipe import Recipe
 from textvae.schedules import Plateau
 from textvae.seeds import generator
 from textvae.text.batching import evaluation_batches
-from textvae.training.setup import Experiment, left_out, prepare
+from textvae.training.notes import left_out
+from textvae.training.setup import Experiment, prepare
 from textvae.training.steps import Position, take_step
 from textvae.training.telemetry import FAR, Telemetry
 from textvae.types import Batch
@@ -72,7 +73,7 @@ def train(
         experiment = prepare(recipe, folder, accelerator, resume=resume, trust_code=trust_code)
         start = {"aggressive": recipe.training.aggressive is not None}
         position = _position(experiment.position or start, folder)
-        _check_corpus(position, experiment, recipe, accelerator.num_processes, folder)
+        position.corpus, position.processes = experiment.corpus, accelerator.num_processes
         telemetry = Telemetry(
             folder, recipe, accelerator, experiment, position.step, evaluated=position.evaluated, quiet=quiet
         )
@@ -98,22 +99,6 @@ def _position(saved: Any, folder: Path) -> Position:
     if last is not None and position.step != int(last.name.removeprefix("step-")):
         raise CheckpointError(f"{last}/state.json: is of step {position.step:,}, which its folder's name is not")
     return position
-
-
-def _check_corpus(position: Position, experiment: Experiment, recipe: Recipe, processes: int, folder: Path) -> None:
-    """Sees that a position in the corpus means now what it meant when it was saved."""
-    if position.corpus not in ("", experiment.corpus):
-        raise CheckpointError(
-            f"{folder}: its corpus is not the one that it was trained on so far: sentences were added, taken away or "
-            f"changed, and a position in it means nothing. Put data back as it was, or take another --out and begin "
-            f"with its parameters: training.start_from: {{run: {folder}, part: all}}"
-        )
-    if recipe.data.stream_shares and position.step_in_epoch and position.processes not in (0, processes):
-        raise CheckpointError(
-            f"{folder}: stands in the middle of an epoch, which under data.stream_shares is another one for each "
-            f"number of processes; resume it with --processes {position.processes}"
-        )
-    position.corpus, position.processes = experiment.corpus, processes
 
 
 def _is_like(value: Any, default: Any) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,11 +26,12 @@ from textvae.recipe_file import dump
 from textvae.recipe_file import load as load_recipe
 from textvae.registry import Registry
 from textvae.schedules import DECAYS, RATES, Horizon, Plateau
-from textvae.text import corpora, encoding, grammar, tokenizers
+from textvae.text import corpora, encoding, tokenizers
 from textvae.text.batching import Batches, TokenStore
 from textvae.text.sources import is_stream
 from textvae.text.streams import Reader, SharedStreamBatches, StreamBatches
 from textvae.training.critics import optimizers
+from textvae.training.notes import notes
 from textvae.training.outcomes import Outcomes
 from textvae.training.replay import Replay, replay_of
 from textvae.types import Schedule, Tokenizer
@@ -110,10 +111,6 @@ def prepare(recipe: Recipe, folder: Path, accelerator: Accelerator, *, resume: b
     batches = _batches(recipe, encoded, tokenizer, accelerator)
     horizon = _horizon(recipe, batches.steps_per_epoch)
     lengths = _compared(horizon, batches.steps_per_epoch, folder, latest)
-    if accelerator.is_main_process:
-        tokenizer.save(str(folder / checkpoint.TOKENIZER))
-        checkpoint.write_text(folder / checkpoint.RECIPE, dump(recipe))
-
     objective = build.build_objective(recipe, horizon, trust_code=trust_code)
     training = recipe.training
 
@@ -145,6 +142,13 @@ def prepare(recipe: Recipe, folder: Path, accelerator: Accelerator, *, resume: b
                 average.load_state_dict(state["average"], model)
     unwrapped: SequenceVAE = accelerator.unwrap_model(wrapped)
     held = {part: TokenStore(rows) for part, rows in encoded.parts.items() if not is_stream(rows)}
+    lengths_of = b"".join(held[part].lengths.tobytes() for part in sorted(held) if part != "test")
+    identity = hashlib.sha256(lengths_of).hexdigest()[:16]
+    _check_position(position if isinstance(position, dict) else {}, identity, recipe, accelerator.num_processes, folder)
+    # Last: where anything is refused, the folder is as it was.
+    if accelerator.is_main_process:
+        tokenizer.save(str(folder / checkpoint.TOKENIZER))
+        checkpoint.write_text(folder / checkpoint.RECIPE, dump(recipe))
     return Experiment(
         model=wrapped,
         unwrapped=unwrapped,
@@ -152,9 +156,7 @@ def prepare(recipe: Recipe, folder: Path, accelerator: Accelerator, *, resume: b
         optimizer=optimizer,
         batches=batches,
         validation=held["validation"],
-        corpus=hashlib.sha256(
-            b"".join(held[part].lengths.tobytes() for part in sorted(held) if part != "test")
-        ).hexdigest()[:16],
+        corpus=identity,
         horizon=horizon,
         rate=rate,
         decay=decay,
@@ -172,7 +174,7 @@ def prepare(recipe: Recipe, folder: Path, accelerator: Accelerator, *, resume: b
         term_parameters=objective.trained_with_the_model(),
         replay=replay_of(recipe, wrapped, unwrapped, objective, accelerator.num_processes),
         notes=[
-            *_notes(recipe, corpus, encoded, tokenizer, model),
+            *notes(recipe, corpus, encoded, tokenizer, model),
             *(["no checkpoint to go on from: it starts from the beginning"] if anew else []),
             *([f"nothing to go on from in {folder}: a new run"] if resume and latest is None and not anew else []),
             *lengths,
@@ -241,6 +243,22 @@ def _check_folder(folder: Path, recipe: Recipe, resume: bool) -> None:
         raise CheckpointError(
             f"{saved}: the run was started with another recipe ({listed}); resume it with its own: "
             f"textvae train {saved} --out {folder} --resume"
+        )
+
+
+def _check_position(saved: dict[str, Any], corpus: str, recipe: Recipe, processes: int, folder: Path) -> None:
+    """Sees that a position in the corpus means now what it meant when it was saved."""
+    if saved.get("corpus", "") not in ("", corpus):
+        raise CheckpointError(
+            f"{folder}: its corpus is not the one that it was trained on so far: sentences were added, taken away or "
+            f"changed, and a position in it means nothing. Put data back as it was, or take another --out and begin "
+            f"with its parameters: training.start_from: {{run: {folder}, part: all}}"
+        )
+    before = saved.get("processes", 0)
+    if recipe.data.stream_shares and saved.get("step_in_epoch") and before not in (0, processes):
+        raise CheckpointError(
+            f"{folder}: stands in the middle of an epoch, which under data.stream_shares is another one for each "
+            f"number of processes; resume it with --processes {before}"
         )
 
 
@@ -333,38 +351,3 @@ def _compared(horizon: Horizon, steps_per_epoch: int | None, folder: Path, lates
         )
     ends = [f"{steps:,} steps" if steps is not None else "no known number of steps" for steps in (before, total)]
     return [f"the training had {ends[0]} and has {ends[1]} now: schedules over the whole of it go by that"]
-
-
-def _notes(
-    recipe: Recipe, corpus: corpora.Corpus, encoded: encoding.EncodedCorpus, tokenizer: Tokenizer, model: SequenceVAE
-) -> list[str]:
-    """Lines that say what was read and what was left out."""
-    sizes = [
-        f"{name} {len(part):,}" if hasattr(part, "__len__") else f"{name} streamed"
-        for name, part in encoded.parts.items()
-    ]
-    parameters = sum(p.numel() for p in model.parameters())
-    lines = [
-        f"corpus: {', '.join(sizes)} sentences; vocabulary {len(tokenizer):,}; {parameters:,} parameters",
-        *corpus.notes,
-    ]
-    cut = any(reason in reasons for reasons in encoded.dropped.values() for reason in ("too_long", "truncated"))
-    if recipe.data.grammar is not None and not cut and not _has_unknown(encoded, tokenizer):
-        lines.append(
-            f"the corpus's entropy, the lowest NLL any model can reach: {grammar.entropy():.3f} nats a sentence"
-        )
-    return [*lines, *(left_out(part, reasons) for part, reasons in encoded.dropped.items() if any(reasons.values()))]
-
-
-def left_out(part: str, reasons: Mapping[str, int]) -> str:
-    """A line that says how many sentences of a part were left out or cut, and why."""
-    return f"{part}: left out or cut: " + ", ".join(f"{count:,} {name}" for name, count in reasons.items() if count)
-
-
-def _has_unknown(encoded: encoding.EncodedCorpus, tokenizer: Tokenizer) -> bool:
-    from pyarrow import compute
-
-    if tokenizer.unk_id is None:
-        return False
-    ids = compute.list_flatten(encoded.parts["validation"].data.column("tokens"))
-    return bool(compute.any(compute.equal(ids, tokenizer.unk_id)).as_py())
