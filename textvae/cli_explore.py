@@ -28,7 +28,7 @@ def add_parsers(commands: Any, command: Callable[..., argparse.ArgumentParser]) 
 
 def _explore(options: argparse.Namespace) -> None:
     from textvae.api import load
-    from textvae.cli import MOST, _at_most, _lines
+    from textvae.cli import MOST, _at_most, _lines, _print
     from textvae.errors import UserError
     from textvae.evaluation import labelled
     from textvae.explorer import launch
@@ -64,6 +64,7 @@ def _explore(options: argparse.Namespace) -> None:
         port=options.port,
         browser=options.open,
         say=lambda line: print(line, file=sys.stderr, flush=True),
+        ready=(lambda address: _print(options, [{"url": address}], str)) if options.json else None,
     )
 
 

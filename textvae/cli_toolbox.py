@@ -25,7 +25,7 @@ def add_parsers(
     """
     mix = command(commands, "mix", "mix", "decode the weighted mean of sentences", run=True)
     mix.add_argument("texts", nargs="+", metavar="TEXT", help="sentences")
-    mix.add_argument("--weights", type=_numbers, metavar="W,W", help="one a sentence, as 1,2,0.5 (equal)")
+    mix.add_argument("--weights", type=_numbers, metavar="W,W", help="one a sentence, as --weights=2,-1 (equal)")
     mix.add_argument("--path", choices=["linear", "spherical"], default="linear", help="spherical keeps norms (linear)")
 
     analogy = command(commands, "analogy", "analogy", "what is to C as B is to A", run=True)

@@ -66,9 +66,9 @@ class MissingExtraError(UserError, ImportError):
         super().__init__(f"{library} is needed {purpose}; install it with: {named}")
 
 
-def suggest(name: object, known: Iterable[str]) -> str:
+def suggest(name: object, known: Iterable[object]) -> str:
     """Returns "; known: a, b. Did you mean 'a'?" for an unknown name, the question only where one is near."""
-    known = sorted(known)
+    known = sorted(map(str, known))
     near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
     question = f". Did you mean {near[0]!r}?" if near else ""
     return f"; known: {', '.join(known)}{question}"

@@ -1,5 +1,6 @@
 """`textvae explore` from the shell: it says where the page is, ends when it is told to, and names what it cannot do."""
 
+import json
 import re
 import shutil
 import signal
@@ -19,7 +20,10 @@ pytest.importorskip("gradio")
 
 def explore(*arguments):
     return subprocess.Popen(
-        [sys.executable, "-m", "textvae", "explore", *map(str, arguments)], stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "textvae", "explore", *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
 
 
@@ -35,9 +39,10 @@ def address_of(process) -> tuple[str, list[str]]:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_it_serves_the_page_and_ends_quietly(run, number):
-    process = explore(run)
+    process = explore(run, "--json")
     try:
         address, _ = address_of(process)
+        assert json.loads(process.stdout.readline()) == {"url": address}
         with urllib.request.urlopen(address, timeout=30) as answer:
             assert b"textvae" in answer.read()
         process.send_signal(number)

@@ -305,6 +305,16 @@ def test_a_stream_without_validation_part_is_an_error(tmp_path):
         Data(files={"train": path}, streaming=True)
 
 
+@pytest.mark.parametrize("before", [{"id": 1}, {"id": 1, "said": None}])
+def test_a_json_column_may_begin_late(tmp_path, before):
+    """Rows of JSON without a key have none of it; that the first thousand have none says nothing of the next."""
+    rows = [before] * 1500 + [{"id": 2, "said": "at last"}]
+    path = write(tmp_path / "x.jsonl", "\n".join(map(json.dumps, rows)))
+    corpus = load(Data(files={"train": path, "validation": path}, column="said"))
+    assert list(corpus.parts["train"]["text"]) == ["at last"]
+    assert corpus.dropped["train"] == {"null": 1500}
+
+
 def test_a_json_array_is_not_streamed(tmp_path):
     with pytest.raises(CorpusError, match=r"one JSON array, which cannot be streamed"):
         from_text(tmp_path, '[{"text": "a"}]', name="x.json", streaming=True)

@@ -2,6 +2,7 @@
 
 import gzip
 
+import numpy
 import pytest
 import torch
 
@@ -63,6 +64,32 @@ def test_without_a_source_all_other_labels_are_it(vae, corpus):
     future = torch.tensor([label == "future" for label in labels])
     vector = directions.attribute_vector(vae, texts, labels, target="future").vector
     torch.testing.assert_close(vector, z[future].mean(0) - z[~future].mean(0), atol=1e-5, rtol=1e-5)
+
+
+def test_labels_may_be_numbers_arrays_and_of_mixed_kinds(vae, corpus):
+    texts, words = corpus[:200], tense(corpus[:200])
+    numbers = [int(word == "future") for word in words]
+    wanted = directions.attribute_vector(vae, texts, words, target="future").vector
+    for labels in (numbers, torch.tensor(numbers), numpy.array(numbers), ["no" if n == 0 else 1 for n in numbers]):
+        assert torch.equal(directions.attribute_vector(vae, texts, labels, target=1).vector, wanted)
+    for labels, message in (
+        (numbers[1:], "labels: got 199 for 200"),
+        ("x" * 200, "labels: got 'xxx"),
+        ([["a"], *numbers[1:]], r"labels: item 0 is \['a'\]"),
+    ):
+        with pytest.raises(UserError, match=message):
+            directions.attribute_vector(vae, texts, labels, target=1)
+    with pytest.raises(UserError, match="target: no sentence has the label 'two'; known: 0, 1"):
+        directions.attribute_vector(vae, texts, numbers, target="two")
+
+
+def test_a_vector_may_be_a_list_and_must_be_numbers_of_the_latents_width(vae, corpus):
+    vector = torch.linspace(-1, 1, vae.latent_dim)
+    moved = directions.shift(vae, corpus[:3], vector.tolist())
+    assert moved == vae.decode(vae.encode(corpus[:3]) + vector, method="greedy")
+    for wrong, message in (("up", "vector: got 'up'"), ([1.0], r"vector: got shape \(1,\)"), ([None], "vector: got")):
+        with pytest.raises(UserError, match=message):
+            directions.shift(vae, corpus[:3], wrong)
 
 
 def test_success_counts_what_the_grammar_says():

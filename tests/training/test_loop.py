@@ -3,6 +3,7 @@
 import copy
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -177,6 +178,17 @@ def test_killed_in_the_middle_of_an_epoch_and_resumed_ends_bit_identical(values,
     assert [[r[k] for k in keys] for r in rows(run, "validation")] == [
         [r[k] for k in keys] for r in rows(undisturbed, "validation")
     ]
+
+
+def test_rows_of_a_resumed_run_are_the_undisturbed_ones_also_where_it_stopped_between_two(values, tmp_path):
+    values["training"].update(log_every=5, evaluate_every=100)
+    whole = train(recipe(values, max_steps=11), tmp_path / "whole", quiet=True)
+    run = train(recipe(values, max_steps=11, save_every=3), tmp_path / "run", quiet=True)
+    for later in ("step-000000009", "step-000000011"):  # as one that was killed after step 6 has left it
+        shutil.rmtree(run / "checkpoints" / later, ignore_errors=True)
+    train(recipe(values, max_steps=11, save_every=3), run, resume=True, quiet=True)
+    for resumed, straight in zip(rows(run, "train"), rows(whole, "train"), strict=True):
+        assert {**resumed, "tokens_per_s": 0} == {**straight, "tokens_per_s": 0}
 
 
 def test_terminated_politely_it_saves_and_can_be_resumed(values, tmp_path):

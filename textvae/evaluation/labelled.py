@@ -171,7 +171,7 @@ def _rows(path: str, kind: str, columns: tuple[str, ...], *, texts: int) -> Iter
                 "line of names, all by number from 1"
             )
         return _by_number(path, kind, [int(column) - 1 for column in columns])
-    known = files.columns(path, kind)
+    known = files.columns(path, kind, columns)
     for column in columns:
         if column not in known:
             hint = "; number them from 1 if its first line names none" if kind in TABLES else ""

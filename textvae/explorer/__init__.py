@@ -31,6 +31,7 @@ def launch(
     browser: bool = False,
     wait: bool = True,
     say: Callable[[str], None] = print,
+    ready: Callable[[str], None] | None = None,
 ) -> Any:
     """Serves the page until it is interrupted.
 
@@ -45,6 +46,7 @@ def launch(
         browser: open the page.
         wait: until interrupted; else the server goes on beside, and `.close()` ends it.
         say: shows a line.
+        ready: is given the address as soon as the page is there.
 
     Returns:
         gradio's Blocks, served.
@@ -68,10 +70,12 @@ def launch(
     blocks = page(views, Views(other) if other is not None else None, names=_names(vae, other))
     blocks.queue(max_size=WAITING, default_concurrency_limit=1)
     number = _serve(blocks, host, port, browser)
-    address = f"[{host}]" if ":" in host else host
+    address = f"http://[{host}]:{number}" if ":" in host else f"http://{host}:{number}"
     # From the line on: who reads it may end it before the next one here is reached.
     with contextlib.suppress(KeyboardInterrupt) if wait else contextlib.nullcontext():
-        say(f"the explorer is at http://{address}:{number} (end it with Ctrl-C)")
+        say(f"the explorer is at {address} (end it with Ctrl-C)")
+        if ready is not None:
+            ready(address)
         if wait:
             threading.Event().wait()
     if wait:

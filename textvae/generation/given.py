@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 import reprlib
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 from typing import Any
 
 import torch
@@ -32,6 +32,24 @@ def texts(value: Iterable[str], name: str = "texts") -> list[str]:
     for place, text in enumerate(found):
         if not isinstance(text, str):
             raise UserError(f"{name}: item {place} is {reprlib.repr(text)}; each must be a text")
+    return found
+
+
+def labels(value: Iterable[Hashable], count: int) -> list[Any]:
+    """Returns a label a sentence; those of an array, a tensor or a series are its plain values.
+
+    Raises:
+        UserError: no list, another number of labels than `count` sentences have, or one that is a list itself.
+    """
+    plain = value.tolist() if hasattr(value, "tolist") else value  # tensors that hold the same are not equal labels
+    if isinstance(plain, (str, bytes)) or not isinstance(plain, Iterable):
+        raise UserError(f"labels: got {reprlib.repr(value)}; a list with a label for each sentence is needed")
+    found = list(plain)
+    if len(found) != count:
+        raise UserError(f"labels: got {len(found)} for {count} sentences; each has one")
+    for place, label in enumerate(found):
+        if not isinstance(label, Hashable):
+            raise UserError(f"labels: item {place} is {reprlib.repr(label)}; a text or a number is needed")
     return found
 
 

@@ -18,7 +18,7 @@ import lzma
 import shutil
 import tempfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -36,7 +36,7 @@ FORMATS = {
 }
 COMPRESSIONS = (".gz", ".xz", ".zst", ".bz2")
 STRING = "string"
-PEEKED_ROWS = 1000  # rows looked at to tell the type of a CSV or JSON column
+PEEKED_ROWS = 1000  # rows looked at to tell the type of a CSV column, or what keys JSON has
 
 
 def format_of(path: str, declared: str | None = None) -> str:
@@ -59,12 +59,13 @@ def format_of(path: str, declared: str | None = None) -> str:
     return FORMATS[found]
 
 
-def columns(path: str, kind: str) -> dict[str, str]:
+def columns(path: str, kind: str, wanted: Collection[str] = ()) -> dict[str, str]:
     """Returns the columns of a file and their types; sentences are where the type is "string".
 
     Args:
         path: the file.
         kind: its format, as `format_of` gives it.
+        wanted: keys that a JSON file is searched for, beyond the objects whose keys are looked at in any case.
 
     Raises:
         CorpusError: a file that cannot be read as its format says.
@@ -77,7 +78,9 @@ def columns(path: str, kind: str) -> dict[str, str]:
         return {name: _cell_type(row[i] for row in rows[1:] if i < len(row)) for i, name in enumerate(header)}
     if kind == "json":
         seen: dict[str, set[str]] = {}
-        for _, item in itertools.islice(_objects(path), PEEKED_ROWS):
+        for number, (_, item) in enumerate(_objects(path)):
+            if number >= PEEKED_ROWS and all(seen.get(name) for name in wanted):
+                break
             for name, value in item.items():
                 seen.setdefault(name, set()).update(() if value is None else (_json_type(value),))
         return {name: " or ".join(sorted(types)) or "null" for name, types in seen.items()}

@@ -130,7 +130,8 @@ def _file_part(part: Part, paths: str | list[str], data: Data) -> Raw:
             raise CorpusError(f"{key}: {path} is no file{hint}")
         kind = files.format_of(path, data.format)
         # All files of a part have the sentences in the same column.
-        column = choose_column(files.columns(path, kind), column, f"{path}, read as {kind}")
+        wanted = () if column is None else (column,)
+        column = choose_column(files.columns(path, kind, wanted), column, f"{path}, read as {kind}")
         shards.append((path, kind, column))
     if not shards:
         raise CorpusError(f"{key}: the list is empty; name a file")

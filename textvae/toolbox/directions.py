@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import reprlib
+from collections.abc import Hashable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -19,8 +20,8 @@ class AttributeVector(NamedTuple):
     """The way from one label's latents to another's."""
 
     vector: Tensor  # (D,) float32; 1 times it leads from one mean to the other
-    source: str | None  # None: all other labels
-    target: str
+    source: Hashable  # None: all other labels
+    target: Hashable
 
 
 def direction(source_z: Tensor, target_z: Tensor) -> Tensor:
@@ -52,27 +53,26 @@ def direction(source_z: Tensor, target_z: Tensor) -> Tensor:
 def attribute_vector(
     vae: TextVAE,
     texts: Sequence[str],
-    labels: Sequence[str],
+    labels: Iterable[Hashable],
     *,
-    target: str,
-    source: str | None = None,
+    target: Hashable,
+    source: Hashable = None,
 ) -> AttributeVector:
     """Returns the vector of an attribute from labelled sentences.
 
     Args:
         vae: a run.
         texts: N sentences, hundreds of each label.
-        labels: N labels.
+        labels: N labels, texts or numbers.
         target: the label to go to.
         source: the one to come from; all other labels where absent.
 
     Raises:
-        UserError: labels that no sentence has, or that are the same.
+        UserError: other numbers of labels than texts, or labels that no sentence has or that are the same.
     """
     texts = given.texts(texts)
-    if len(texts) != len(labels):
-        raise UserError(f"labels: got {len(labels)} for {len(texts)} sentences; each has one")
-    known = sorted(set(labels))
+    labels = given.labels(labels, len(texts))
+    known = sorted(set(labels), key=str)
     for name, label in (("target", target), ("source", source)):
         if label is not None and label not in known:
             raise UserError(f"{name}: no sentence has the label {label!r}{suggest(label, known)}")
@@ -89,7 +89,7 @@ def attribute_vector(
 def shift(
     vae: TextVAE,
     texts: Sequence[str],
-    vector: AttributeVector | Tensor,
+    vector: AttributeVector | Tensor | Sequence[float],
     *,
     strength: float = 1.0,
     seed: int | None = None,
@@ -100,10 +100,10 @@ def shift(
     Greedily unless `method` says otherwise; other options are of decoding. A strength below 0 leads back.
 
     Raises:
-        UserError: a vector of another width, or a strength beyond 1,000.
+        UserError: a vector of another width or of no numbers, or a strength beyond 1,000.
     """
-    step = vector.vector if isinstance(vector, AttributeVector) else vector
-    _check(vae, step, strength)
+    step = _step(vae, vector.vector if isinstance(vector, AttributeVector) else vector)
+    strength = given.size(strength, "strength")
     return vae.decode(vae.encode(texts) + strength * step, seed=seed, **{"method": "greedy", **options})
 
 
@@ -152,7 +152,11 @@ def analogies(
     return shift(vae, texts, (z[:, 1] - z[:, 0]).mean(0), strength=strength, seed=seed, **options)
 
 
-def _check(vae: TextVAE, step: Tensor, strength: float) -> None:
+def _step(vae: TextVAE, vector: Any) -> Tensor:
+    try:
+        step = torch.as_tensor(vector, dtype=torch.float32).cpu()
+    except (TypeError, ValueError, RuntimeError):
+        raise UserError(f"vector: got {reprlib.repr(vector)}; {vae.latent_dim} numbers are needed") from None
     if step.shape != (vae.latent_dim,):
         raise UserError(f"vector: got shape {tuple(step.shape)}; it must be ({vae.latent_dim},), as the run's latents")
-    given.size(strength, "strength")
+    return step

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,10 +25,10 @@ class LabelledPrior:
         priors: label -> prior, whose forward() gives a distribution.
     """
 
-    def __init__(self, priors: dict[str, nn.Module]) -> None:
+    def __init__(self, priors: Mapping[Any, nn.Module]) -> None:
         self.priors = priors
 
-    def sample_latents(self, label: str, n: int, *, seed: int | None = None) -> Tensor:
+    def sample_latents(self, label: Hashable, n: int, *, seed: int | None = None) -> Tensor:
         """Returns n draws of p(z | label), (n, D) float32; torch's global state stays as it was.
 
         Raises:
@@ -41,7 +41,7 @@ class LabelledPrior:
             z: Tensor = self.priors[label]().sample(torch.Size([n]))
         return z.cpu()
 
-    def sample(self, vae: TextVAE, label: str, n: int, *, seed: int | None = None, **options: Any) -> list[str]:
+    def sample(self, vae: TextVAE, label: Hashable, n: int, *, seed: int | None = None, **options: Any) -> list[str]:
         """Returns n texts of a label. Options are of decoding."""
         return vae.decode(self.sample_latents(label, n, seed=seed), seed=seed, **options)
 
@@ -49,7 +49,7 @@ class LabelledPrior:
 def fit_by_label(
     vae: TextVAE,
     texts: Sequence[str],
-    labels: Sequence[str],
+    labels: Iterable[Hashable],
     *,
     kind: str = "mixture",
     components: int = 10,
@@ -72,14 +72,15 @@ def fit_by_label(
         Dempster 1977 (EM); Ghosh 2020, arXiv 1903.12436 (fitting after training).
     """
     texts = given.texts(texts)
-    if len(texts) != len(labels) or not len(labels):
-        raise UserError(f"labels: got {len(labels)} for {len(texts)} sentences; each has one, and there is 1 or more")
-    known = sorted(set(labels))
+    labels = given.labels(labels, len(texts))
+    if not labels:
+        raise UserError("labels: got none; a label is needed for each of 1 or more sentences")
+    known = sorted(set(labels), key=str)
     for label in known:
         with _named(label):
             fitted.check(kind, components, sum(other == label for other in labels))
     means, scales = vae.encode_distribution(texts)
-    priors = {}
+    priors: dict[Hashable, nn.Module] = {}
     for label in known:
         rows = torch.tensor([other == label for other in labels])
         generator = torch.Generator().manual_seed(seed)
@@ -89,7 +90,7 @@ def fit_by_label(
 
 
 @contextlib.contextmanager
-def _named(label: str) -> Iterator[None]:
+def _named(label: Hashable) -> Iterator[None]:
     try:
         yield
     except UserError as error:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from textvae.errors import UserError, suggest
 from textvae.evaluation.text import normalized_distance
+from textvae.generation import given
 from textvae.text import grammar
 
 # Sentences to the attributes of each; None for one that cannot be told.
@@ -107,13 +108,11 @@ class Classifier:
     """
 
     def __init__(self, texts: Sequence[str], labels: Sequence[str], *, name: str = "label") -> None:
-        if len(texts) != len(labels) or len(set(labels)) < 2:
-            raise UserError(
-                f"classifier: got {len(texts)} texts and {len(labels)} labels, {len(set(labels))} different; "
-                "each text has one, and there are 2 or more"
-            )
+        labels = given.labels(labels, len(texts))
+        if len(set(labels)) < 2:
+            raise UserError(f"classifier: got {len(set(labels))} different labels; there must be 2 or more")
         self.name = name
-        self.labels = sorted(set(labels))
+        self.labels = sorted(set(labels), key=str)
         counts: dict[str, Counter[str]] = {label: Counter() for label in self.labels}
         for text, label in zip(texts, labels):
             counts[label].update(set(_features(text)))

@@ -75,7 +75,14 @@ def train(
         position = _position(experiment.position or start, folder)
         position.corpus, position.processes = experiment.corpus, accelerator.num_processes
         telemetry = Telemetry(
-            folder, recipe, accelerator, experiment, position.step, evaluated=position.evaluated, quiet=quiet
+            folder,
+            recipe,
+            accelerator,
+            experiment,
+            position.step,
+            evaluated=position.evaluated,
+            unlogged=position.unlogged,
+            quiet=quiet,
         )
         try:
             if not position.stopped:
@@ -152,6 +159,7 @@ def _run(
 
     def save() -> None:
         position.elapsed_s = time.monotonic() - began
+        position.unlogged = telemetry.unlogged()
         _save(experiment, accelerator, position, folder)
 
     def settle(*, everything: bool) -> None:

@@ -42,6 +42,7 @@ class Position:
     numbers: dict[str, float] = field(default_factory=dict)  # of the last evaluation
     corpus: str = ""  # `Experiment.corpus` of what was trained on
     processes: int = 0
+    unlogged: dict[str, float] = field(default_factory=dict)  # `Telemetry.unlogged` when it was saved
 
 
 def take_step(

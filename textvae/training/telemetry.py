@@ -37,6 +37,7 @@ class Telemetry:
         experiment: for its horizon, notes and schedules.
         step: optimiser steps done before (a resumed run).
         evaluated: the step last evaluated before.
+        unlogged: what `unlogged` said when the run was saved.
         quiet: print nothing but warnings.
     """
 
@@ -49,6 +50,7 @@ class Telemetry:
         step: int,
         *,
         evaluated: int = -1,
+        unlogged: Mapping[str, float] | None = None,
         quiet: bool = False,
     ) -> None:
         self.folder, self.recipe, self.accelerator, self.experiment = folder, recipe, accelerator, experiment
@@ -59,8 +61,11 @@ class Telemetry:
         self.collapsed: str | None = None  # what there is to say of the last evaluation
         self.since = time.monotonic()
         self.tokens = 0
-        self.steps = 0  # since the last row
+        figures = dict(unlogged or {})
+        self.steps = int(figures.pop("steps", 0))  # since the last row
         self.mean: Tensor | None = None  # of their figures and gradient norms
+        if figures:
+            self.mean = torch.tensor(list(figures.values()), dtype=torch.float64)
         self.bar = tqdm(
             total=experiment.horizon.total_steps,
             initial=step,
@@ -95,10 +100,17 @@ class Telemetry:
         self.tokens += tokens
         self.steps += 1
         now = torch.cat([figures, norm.detach().to(figures)[None]])
-        self.mean = now if self.mean is None else self.mean + (now - self.mean) / self.steps
+        mean = None if self.mean is None else self.mean.to(now)
+        self.mean = now if mean is None else mean + (now - mean) / self.steps
         self.bar.update()
         if step % self.recipe.training.log_every == 0:
             self._train_row(step, epoch, weights, rate)
+
+    def unlogged(self) -> dict[str, float]:
+        """Returns what the next row's means hold so far, for a resumed run to go on with."""
+        if self.mean is None:
+            return {}
+        return {"steps": self.steps, **{str(place): value for place, value in enumerate(self.mean.tolist())}}
 
     def _train_row(self, step: int, epoch: int, weights: Mapping[str, float], rate: float) -> None:
         elapsed = time.monotonic() - self.since
