@@ -7,9 +7,11 @@ import shutil
 import numpy
 import pytest
 import torch
+import yaml
 from conftest import sentences
 
 import textvae
+from textvae.cli import main
 from textvae.errors import CheckpointError, UserError
 from textvae.evaluation.whole import spaced
 from textvae.recipe import Recipe
@@ -237,6 +239,18 @@ def test_a_downloaded_recipe_may_not_import_code(run, tmp_path):
     recipe.write_text(recipe.read_text().replace("kind: gaussian", "kind: os.system"))
     with pytest.raises(UserError, match="trust_code"):
         textvae.load(hostile)
+
+
+def test_a_run_that_could_not_be_trained_again_can_be_used(run, tmp_path, capsys):
+    """What is refused of a new training may have been accepted by an earlier version."""
+    old = tmp_path / "old"
+    shutil.copytree(run, old)
+    values = textvae.load_recipe(run / "recipe.yaml").resolved()
+    values["objective"]["kl"]["weight"] = {"kind": "pid", "target": 3.0, "start": 0.0}
+    (old / "recipe.yaml").write_text(yaml.safe_dump(values))
+    assert main(["recipe", "check", str(old / "recipe.yaml")]) == 2
+    assert "objective.kl.weight.start" in capsys.readouterr().err
+    assert textvae.load(old).sample(3, seed=0) == textvae.load(run).sample(3, seed=0)
 
 
 def test_a_users_own_class_stands_where_a_kind_does(run, tmp_path, monkeypatch):

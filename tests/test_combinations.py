@@ -151,6 +151,10 @@ REFUSED = {
         {"model__latent_dim": 0, "objective": {}, "training__monitor": "kl"},
         "training.monitor (kl): is of an encoder and its latents",
     ),
+    "a part of an epoch of unknown length": (
+        {**STREAM, "data__limit": None, "training__evaluate_every": "0.5 epochs"},
+        "training.evaluate_every: got '0.5 epochs'; how long an epoch of a stream",
+    ),
     "an unknown distance": (
         {
             "objective": {"reconstruction": {"kind": "cosine"}},
@@ -188,6 +192,21 @@ def test_a_contradiction_is_named_with_its_key(sections, message):
 )
 def test_what_belongs_together_is_taken(sections):
     assert found(**sections) == []
+
+
+def test_a_schedule_of_ones_own_may_mind_how_long_the_training_is(tmp_path, monkeypatch):
+    """That is known when the corpus is read, and the recipe's check invents no other length."""
+    (tmp_path / "held_back.py").write_text(
+        "class Held:\n"
+        "    def __init__(self, horizon, *, hold: int = 0):\n"
+        "        if horizon.total_steps is not None and hold >= horizon.total_steps:\n"
+        "            raise ValueError('hold: nothing of the training is left')\n"
+        "    def __call__(self, step, value=None):\n"
+        "        return 1.0\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    term = {"kind": "kl", "weight": {"kind": "held_back.Held", "hold": 20_000}}
+    assert found(objective={"kl": term}, training__max_steps=100_000) == []
 
 
 def test_a_distance_of_embeddings_writes_its_output_layer_into_the_recipe():

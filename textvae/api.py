@@ -63,7 +63,7 @@ def load(
     if (folder / checkpoint.EXPORT).is_file() and not (folder / checkpoint.WEIGHTS).exists():
         raise CheckpointError(f"{folder}: is an export and no run; in Python textvae.export.load reads it")
     recipe = recipe_file.load(folder / checkpoint.RECIPE)
-    build.check(recipe, str(folder / checkpoint.RECIPE), trust_code=trust_code)
+    build.check(recipe, str(folder / checkpoint.RECIPE), trust_code=trust_code, trained=True)
     saved = str(folder / checkpoint.TOKENIZER)
     tokenizer = tokenizers.load(saved, kind=recipe.tokenizer.kind, trust_code=trust_code)
     if not trust_code:  # a stranger's sizes are held against his weights before there is memory for them

@@ -55,13 +55,24 @@ FAMILIES: Mapping[str, Registry] = {
     "training.average": AVERAGES,
 }
 
+OF_MODELS = ("model.", "objective.reconstruction")  # key paths by which a trained model is built and read
 
-def problems(recipe: Recipe, *, trust_code: bool = True) -> list[str]:
-    """Returns what is wrong with the recipe's sections and their combinations, one message a problem."""
+
+def problems(recipe: Recipe, *, trust_code: bool = True, trained: bool = False) -> list[str]:
+    """Returns what is wrong with the recipe's sections and their combinations, one message a problem.
+
+    Args:
+        recipe: the recipe.
+        trust_code: whether dotted paths may be imported.
+        trained: its model is there: whether it could be trained again is no question then.
+    """
     found = []
     for path, registry, options in _sections(recipe):
         found += registry.problems(options, path, trust_code=trust_code)
-    return found or [*contradictions(recipe), *tried(recipe), *_timed(recipe, trust_code)]
+    if found:
+        return found
+    found = [*contradictions(recipe), *tried(recipe), *_timed(recipe, trust_code)]
+    return [problem for problem in found if not trained or problem.startswith(OF_MODELS)]
 
 
 def _timed(recipe: Recipe, trust_code: bool) -> list[str]:
@@ -70,6 +81,8 @@ def _timed(recipe: Recipe, trust_code: bool) -> list[str]:
     found, horizon = [], Horizon(None, recipe.training.max_steps) if recipe.data.streaming else Horizon(1_000, 10_000)
     for path, registry, options in _sections(recipe):
         if registry in (SCHEDULES, RATES, DECAYS, AVERAGES):
+            if "." in str(options.get("kind", "")) and not recipe.data.streaming:
+                continue  # one's own may mind how long a training is
             try:
                 registry.build(options, horizon, path=path, trust_code=trust_code)
             except UserError as error:
@@ -101,9 +114,9 @@ def _at(values: Any, keys: Sequence[str], path: tuple[str, ...]) -> Iterator[tup
                 yield from _at(values[key], keys[1:], (*path, str(key)))
 
 
-def check(recipe: Recipe, source: str = "recipe", *, trust_code: bool = True) -> None:
-    """Raises RecipeError with every problem of the recipe's sections, if there is one."""
-    found = problems(recipe, trust_code=trust_code)
+def check(recipe: Recipe, source: str = "recipe", *, trust_code: bool = True, trained: bool = False) -> None:
+    """Raises RecipeError with every problem of the recipe's sections, if there is one; see `problems`."""
+    found = problems(recipe, trust_code=trust_code, trained=trained)
     if found:
         raise RecipeError(found, source)
 

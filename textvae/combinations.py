@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from textvae.durations import parse_duration
 from textvae.errors import InfiniteError, suggest
 from textvae.latent.divergences import DIVERGENCES, diagonal_gaussian, kl
 from textvae.latent.posteriors import POSTERIORS, Point, sample
@@ -73,6 +74,12 @@ def contradictions(recipe: Recipe) -> list[str]:
         found.append(
             "data.limit.train: the first sentences of a stream are what one reader meets first; take "
             "data.stream_workers: 1 or 0, and data.stream_shares: false"
+        )
+    every, unit = parse_duration(training.evaluate_every)
+    if data.streaming and unit == "epochs" and every != round(every):
+        found.append(
+            f"training.evaluate_every: got {training.evaluate_every!r}; how long an epoch of a stream is, is not known "
+            "before its end: take whole epochs, or a number of steps"
         )
     of_batches = [
         f"objective.{name}"

@@ -21,9 +21,10 @@ from textvae.recipe import Recipe
 from textvae.schedules import RATES, Horizon
 from textvae.text.batching import Step, make_step
 from textvae.training.outcomes import Outcomes
+from textvae.training.position import Position
 from textvae.training.replay import replay_of
 from textvae.training.setup import Experiment
-from textvae.training.steps import Position, take_step
+from textvae.training.steps import take_step
 from textvae.training.telemetry import Telemetry
 
 SHARPNESS, END_SLOPE, END_BIAS = 40.0, 60.0, -24.0

@@ -219,6 +219,18 @@ def test_a_fitted_prior_goes_along_and_goes_away(tmp_path):
     assert not torch.equal(again.sample_latents(5, seed=1), back.sample_latents(5, seed=1))
 
 
+def test_a_flow_that_cannot_be_read_is_missed_when_it_is_drawn_from(tmp_path, monkeypatch):
+    vae = made(PLAIN, GRU)
+    vae.fit_prior(sentences(300), kind="flow")
+    place = export(vae, tmp_path / "out", format="torch")
+    for name in [name for name in sys.modules if name.partition(".")[0] == "zuko"]:
+        monkeypatch.setitem(sys.modules, name, None)
+    back = load(place, trust_code=True)
+    assert torch.allclose(back.encode(sentences(5)), vae.encode(sentences(5)), atol=1e-5)
+    with pytest.raises(MissingExtraError, match="zuko"):
+        back.sample(3)
+
+
 def test_a_folder_holds_one_format(pair, tmp_path):
     import shutil
 

@@ -39,6 +39,18 @@ def test_a_state_of_another_training_is_refused_by_name(run, values, damage):
         train(Recipe.model_validate(values), run, resume=True, quiet=True)
 
 
+def test_a_position_that_no_training_wrote_is_refused_and_nothing_is_written(run, values):
+    state = latest_checkpoint(run) / "state.json"
+    saved = json.loads(state.read_text())
+    saved["position"]["step_in_epoch"] = -1
+    state.write_text(json.dumps(saved))
+    before = {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
+    values["training"]["max_steps"] = 50
+    with pytest.raises(CheckpointError, match=r"position\.step_in_epoch is -1"):
+        train(Recipe.model_validate(values), run, resume=True, quiet=True)
+    assert {file: file.read_bytes() for file in run.rglob("*") if file.is_file()} == before
+
+
 def test_a_fitted_prior_of_another_run_is_refused_by_name(run, values):
     latent_dim = values["model"]["latent_dim"]
     generator = torch.Generator().manual_seed(0)

@@ -67,6 +67,8 @@ class Hub:
             return httpx.Response(200, json={"files": files})
         if found := re.fullmatch(r"/api/models/(\w+/\w+)/commit/main", path):
             for line in map(json.loads, body.splitlines()):
+                if line["key"] == "deletedFile":
+                    del self.repos[found[1]][line["value"]["path"]]
                 if line["key"] == "file":
                     self.repos[found[1]][line["value"]["path"]] = base64.b64decode(line["value"]["content"])
             url = f"https://huggingface.co/{found[1]}/commit/abc"
@@ -144,6 +146,34 @@ def test_a_run_saved_over_another_has_nothing_of_that_ones(vae, tmp_path):
     vae.save_pretrained(tmp_path / "saved")
     back = textvae.TextVAE.from_pretrained(tmp_path / "saved")
     assert torch.equal(back.sample_latents(3, seed=0), vae.sample_latents(3, seed=0))
+
+
+def test_a_run_pushed_over_another_has_nothing_of_that_ones(vae, hub, tmp_path):
+    vae.fit_prior(sentences(300, seed=4), kind="gaussian")
+    vae.push_to_hub("user/small")
+    assert "fitted_prior.safetensors" in hub.repos["user/small"]
+    hub.repos["user/small"]["mine.md"] = b"a page of one's own"
+    vae.fitted_prior = None
+    vae.push_to_hub("user/small")
+    assert "mine.md" in hub.repos["user/small"]
+    assert "fitted_prior.safetensors" not in hub.repos["user/small"]
+    assert {"recipe.yaml", "tokenizer/tokenizer.json", "tokenizer.json"} <= set(hub.repos["user/small"])
+    back = textvae.TextVAE.from_pretrained("user/small", cache_dir=tmp_path / "cache")
+    assert torch.equal(back.sample_latents(3, seed=0), vae.sample_latents(3, seed=0))
+
+
+def test_a_card_is_written_again_unless_somebody_has_edited_it(vae, tmp_path):
+    place = tmp_path / "saved"
+    vae.fit_prior(sentences(300, seed=4), kind="gaussian")
+    vae.save_pretrained(place)
+    assert "gaussian that was fitted" in (place / "README.md").read_text()
+    vae.fitted_prior = None
+    vae.save_pretrained(place)
+    assert "gaussian that was fitted" not in (place / "README.md").read_text()
+    edited = (place / "README.md").read_text().replace("## ", "## My ", 1)
+    (place / "README.md").write_text(edited)
+    vae.save_pretrained(place)
+    assert (place / "README.md").read_text() == edited
 
 
 @pytest.mark.parametrize("kind", ["gaussian", "mixture"])

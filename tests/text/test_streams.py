@@ -194,10 +194,11 @@ def small(values, data):
     return values
 
 
-def trained(values, folder, run, *arguments):
+def trained(values, folder, run, *arguments, quiet=True):
     path = folder / "recipe.yaml"
     path.write_text(yaml.safe_dump(values, sort_keys=False))
-    command = [sys.executable, "-m", "textvae", "train", str(path), "--out", str(run), "--quiet", *arguments]
+    command = [sys.executable, "-m", "textvae", "train", str(path), "--out", str(run), *arguments]
+    command += ["--quiet"] if quiet else []
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
 
@@ -226,9 +227,10 @@ def test_processes_with_shares_of_a_stream_take_the_step_of_one_that_has_it_all(
     small["model"]["posterior"] = {"kind": "point"}
     small["model"]["latent_dim"] = 4
     one = train(Recipe.model_validate(small), tmp_path / "one", quiet=True)
-    started = trained(small, tmp_path, tmp_path / "two", "--processes", "2")
+    started = trained(small, tmp_path, tmp_path / "two", "--processes", "2", quiet=False)
     _, said = started.communicate(timeout=120)
     assert started.returncode == 0, said
+    assert f"left out or cut: {2 * len(TEXTS)} empty" in said  # by both together
     for name, tensor in parameters(one).items():
         torch.testing.assert_close(parameters(tmp_path / "two")[name], tensor, atol=2e-5, rtol=1e-3)
 

@@ -99,6 +99,11 @@ def test_rows_come_out_of_every_format(tmp_path):
     assert list(rows_of(str(tmp_path / "b.csv"))) == expected  # the blank line is no row
     (tmp_path / "lines.txt").write_text("good soup\nbad soup\n")
     assert list(rows_of(str(tmp_path / "lines.txt"))) == [("good soup", None), ("bad soup", None)]
+    (tmp_path / "gap.txt").write_text("good soup\n\nbad soup\n")  # row i is line i
+    assert list(rows_of(str(tmp_path / "gap.txt"))) == [("good soup", None), ("", None), ("bad soup", None)]
+    late = [{"text": "good soup"}] * 1200 + rows
+    (tmp_path / "late.jsonl").write_text("".join(json.dumps(row) + "\n" for row in late))
+    assert list(rows_of(str(tmp_path / "late.jsonl")))[1200:] == expected
     (tmp_path / "lines.label").write_text("1\n0\n")
     assert list(rows_of(str(tmp_path / "lines.txt"))) == expected
     with gzip.open(tmp_path / "lines.txt.gz", "wt") as file:

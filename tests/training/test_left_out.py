@@ -71,6 +71,10 @@ def test_running_statistics_pass_over_what_is_not_finite():
     posterior(features)
     for name, value in posterior.named_buffers():
         torch.testing.assert_close(value, before[name], rtol=0, atol=0)
+    features[2] = 1e22  # whose mean is finite, and whose square is not
+    posterior(features)
+    for name, value in posterior.named_buffers():
+        torch.testing.assert_close(value, before[name], rtol=0, atol=0)
     posterior(torch.randn(8, 6))
     assert all(torch.isfinite(value).all() for _, value in posterior.named_buffers())
 
@@ -99,6 +103,29 @@ def test_a_controller_takes_back_what_a_left_out_step_has_moved(values, tmp_path
     after, before = weights[SPOILED + 1], weights[SPOILED - 1]
     assert after == pytest.approx(before, rel=0.3, abs=0.02)
     assert after < 0.9 * weights[SPOILED]
+
+
+def test_a_controller_takes_back_what_a_left_out_step_of_the_encoder_alone_has_moved(values, tmp_path, monkeypatch):
+    values["objective"] = {"kl": {"kind": "kl", "weight": {"kind": "geco", "target": 1.0}}}
+    values["training"] |= {"max_steps": 8, "log_every": 1, "evaluate_every": 8}
+    values["training"]["aggressive"] = {"steps": 3, "window": 3}
+    backward, mean = steps._backward, "textvae.objective._mean_of_rows"
+
+    def spoiled(experiment, recipe, accelerator, step, *key):
+        if key[0] != SPOILED or len(key) == 1:
+            return backward(experiment, recipe, accelerator, step, *key)
+        with monkeypatch.context() as huge:
+            huge.setattr(mean, lambda value, share: torch.tensor(1e30))
+            found = backward(experiment, recipe, accelerator, step, *key)
+        experiment.encoder_parameters[0].grad.fill_(torch.inf)
+        return found
+
+    monkeypatch.setattr(steps, "_backward", spoiled)
+    run = train(Recipe.model_validate(values), tmp_path / "run", quiet=True)
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    weights = [row["kl_weight"] for row in lines if row["part"] == "train"]
+    assert len(weights) == 8
+    assert max(weights) < 2 * min(weights)  # 10^6 without
 
 
 def test_what_a_term_of_ones_own_learns_is_clipped_and_asked_for_too():

@@ -3,6 +3,7 @@
 import copy
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -18,11 +19,12 @@ from safetensors.torch import load_file
 
 import textvae
 from textvae.checkpoint import latest_checkpoint
+from textvae.cli import main
 from textvae.errors import CheckpointError, UserError
 from textvae.folders import metrics
 from textvae.latent.divergences import DIVERGENCES
 from textvae.recipe import Recipe
-from textvae.training import train
+from textvae.training import loop, train
 
 
 def recipe(values: dict, **training) -> Recipe:
@@ -298,6 +300,35 @@ def test_a_resumed_run_notices_that_its_corpus_is_another(values, tmp_path):
     assert {file: file.read_bytes() for file in run.rglob("*") if file.is_file()} == before  # its recipe, too
 
 
+@pytest.mark.parametrize("kind", ["word", "byte", "sentencepiece"])
+def test_what_a_changed_corpus_is_told_to_do_works(values, tmp_path, capsys, kind):
+    """A tokenizer that is learned anew would have other words: the message says how to keep the run's own."""
+    values["tokenizer"] = {"kind": kind} | ({"vocab_size": 300} if kind == "sentencepiece" else {})
+    run = train(recipe(values, max_steps=2), tmp_path / "run", quiet=True)
+    path = Path(values["data"]["files"]["train"])
+    path.write_text(path.read_text() + "one more unseen zebra\n")
+    plain = tmp_path / "again.yaml"
+    plain.write_text(yaml.safe_dump(values))
+    assert main(["train", str(plain), "--out", str(run), "--resume", "training.max_steps=4"]) == 2
+    told = shlex.split(capsys.readouterr().err.strip().rpartition("begin with its parameters: ")[2])
+    assert main(["train", str(plain), "--out", str(tmp_path / "next"), "--quiet", "training.max_steps=1", *told]) == 0
+    assert len(textvae.load(tmp_path / "next").tokenizer) == len(textvae.load(run).tokenizer)
+
+
+def test_a_run_that_ended_where_its_patience_did_can_be_made_longer(values, tmp_path, monkeypatch, capfd):
+    """An evaluation that is only made because a training ends is none of those that its patience goes by."""
+    values["training"] |= {"evaluate_every": 10, "early_stopping": 1, "monitor": "nll_elbo"}
+    found, quick = iter([5.0, 9.0, 4.0, 6.0]), loop.quick  # after steps 10, 11, 20 and 30
+    monkeypatch.setattr(loop, "quick", lambda *given, **named: {**quick(*given, **named), "nll_elbo": next(found)})
+    run = train(recipe(values, max_steps=11), tmp_path / "run", quiet=True)
+    train(recipe(values, max_steps=900), run, resume=True, quiet=True)
+    assert [row["step"] for row in rows(run, "validation")] == [10, 11, 20, 30]
+    capfd.readouterr()
+    train(recipe(values, max_steps=1000), run, resume=True)
+    assert latest_checkpoint(run).name == "step-000000030"
+    assert "has stopped early" in capfd.readouterr().err
+
+
 def test_the_middle_of_an_epoch_in_shares_is_gone_on_with_by_as_many_processes(values, tmp_path):
     values["data"].update(streaming=True, stream_shares=True)
     run = train(recipe(values, max_steps=3), tmp_path / "run", quiet=True)
@@ -320,7 +351,7 @@ def test_a_stream_says_what_it_leaves_out_once_and_counts_it_once(values, tmp_pa
     train(recipe(values, max_steps=None, max_epochs=3, evaluate_every="1 epoch"), tmp_path / "run")
     said = [line for line in capfd.readouterr().err.splitlines() if "left out or cut" in line and "train" in line]
     held = [line for line in path.read_text().splitlines() if len(line.split()) + 1 > 8]
-    assert said == [f"train, so far: left out or cut: 3 empty, {len(held)} too_long"]
+    assert said == [f"train, in an epoch: left out or cut: 3 empty, {len(held)} too_long"]
 
 
 @pytest.mark.parametrize(("data", "says"), [({}, True), ({"max_length": 8}, False)])

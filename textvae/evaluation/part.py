@@ -144,7 +144,11 @@ def opened(vae: Any, split: str, recipe: Recipe, seed: int) -> Part:
     if split not in parts:
         raise UserError(f"split: the corpus has no part {split!r}{suggest(split, parts)}")
     if split == "train" and corpus.streaming:
-        raise UserError("split: train is streamed, and figures are of what is held; add data.streaming=false")
+        data, besides = recipe.data, ""
+        for name, off in (("stream_workers", 0), ("stream_shares", False)):
+            if getattr(data, name):
+                besides += f" data.{name}={str(off).lower()}"
+        raise UserError(f"split: train is streamed, and figures are of what is held; add data.streaming=false{besides}")
     part = Part(vae, recipe, seed, split, corpus, parts, dict(encoded.dropped.get(split, {})))
     if not len(part.store):
         raise UserError(f"split: the part {split!r} has no sentence")

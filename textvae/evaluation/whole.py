@@ -236,9 +236,10 @@ def _annealed(part: Part, count: int) -> dict[str, Any]:
     """The bound's check on the same sentences, means over them, and how far the encoder is from its best."""
     vae, seed, settings = part.vae, part.seed, part.recipe.evaluation
     first = ListStore([part.store[row].tolist() for row in range(min(count, len(part.store)))])
-    # An annealed chain keeps what its gradient needs: one sentence's samples at a time where they are long. Of a size
-    # of their own, for what is drawn goes by batches.
-    sized = evaluation_batches(first, vae.tokenizer.pad_id, batch_tokens=ANNEALED_TOKENS)
+    # An annealed chain keeps what its gradient needs: one sentence's samples at a time where they are long. Of the same
+    # size whatever else has room, for what is drawn goes by batches.
+    together = max(1, min(ANNEALED_TOKENS, settings.batch_tokens // CHAINS))
+    sized = evaluation_batches(first, vae.tokenizer.pad_id, batch_tokens=together)
     batches = [vae.on_device(batch) for _, batch in sized]
     options: dict[str, Any] = {"batch_tokens": settings.batch_tokens, "generator": vae.generator(seed)}
     checked = annealing.ais_nll(vae.model, batches, samples=CHAINS, temperatures=TEMPERATURES, **options)

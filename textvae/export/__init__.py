@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from textvae.checkpoint import EXPORT as DESCRIPTION
 from textvae.checkpoint import FITTED_PRIOR
-from textvae.errors import CheckpointError, UserError, suggest
+from textvae.errors import CheckpointError, MissingExtraError, UserError, suggest
 
 if TYPE_CHECKING:
     from textvae.api import TextVAE
@@ -110,7 +110,10 @@ def load(folder: str | Path, *, threads: int | None = None, trust_code: bool = F
     graphs: Any = runtime.TorchGraphs(place) if format == "torch" else runtime.OnnxGraphs(place, threads=threads)
     vae = runtime.ExportedVAE(runtime.ExportedModel(graphs, latent_dim), tokenizer, recipe)
     if (prior := checkpoint.load_prior(place)) is not None:
-        vae.fitted_prior = fitted.restore(*prior, latent_dim, str(place / FITTED_PRIOR))
+        try:
+            vae.fitted_prior = fitted.restore(*prior, latent_dim, str(place / FITTED_PRIOR))
+        except MissingExtraError as error:  # a flow, without which sampling alone is not to be had
+            vae.lacking = error
     return vae
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from textvae.api import TextVAE
-from textvae.errors import CheckpointError, UserError
+from textvae.errors import CheckpointError, MissingExtraError, UserError
 from textvae.export import onnx_format, torch_format
 from textvae.generation import given
 from textvae.latent.posteriors import diagonal_gaussian
@@ -192,6 +192,7 @@ class ExportedVAE(TextVAE):
     def __init__(self, model: ExportedModel, tokenizer: Tokenizer, recipe: Recipe) -> None:
         super().__init__(model, tokenizer, recipe)  # type: ignore[arg-type]  # it has all that is asked of one
         self.graphs = model.graphs
+        self.lacking: MissingExtraError | None = None  # what the fitted prior needs and this machine has not
 
     @property
     def device(self) -> torch.device:
@@ -219,6 +220,8 @@ class ExportedVAE(TextVAE):
 
     def sample_latents(self, n: int, *, seed: int | None = None) -> Tensor:
         """Returns n draws, (n, D), from the fitted prior, else from N(0, I): an export holds no other."""
+        if self.lacking is not None and self.fitted_prior is None:
+            raise self.lacking
         if self.fitted_prior is None and self.model.prior is None:
             kind = self.recipe.model.prior.kind
             if kind != "standard_normal":

@@ -19,7 +19,7 @@ from textvae.hub.tokenizer import TRANSFORMERS, save_for_transformers
 from textvae.latent.fitted import kind_of
 from textvae.recipe import Recipe
 
-CONFIG = "config.json"
+CONFIG, CARD = "config.json", "README.md"
 # What a run is loaded from; pictures and figures stay on the Hub.
 NEEDED = [
     checkpoint.RECIPE,
@@ -28,6 +28,8 @@ NEEDED = [
     checkpoint.EXPORT,  # by which an export is told from a run that is not whole
     f"{checkpoint.TOKENIZER}/*",
 ]
+# What not every run has: where another was saved or pushed before, it goes.
+PERHAPS = [checkpoint.FITTED_PRIOR, checkpoint.METRICS, CURVES, *TRANSFORMERS, f"{checkpoint.TOKENIZER}/*"]
 
 
 class HubMixin(ModelHubMixin, library_name="textvae", tags=["text-vae"]):
@@ -139,8 +141,13 @@ class HubMixin(ModelHubMixin, library_name="textvae", tags=["text-vae"]):
         checkpoint.write_text(folder / CONFIG, json.dumps(config, indent=2) + "\n")
         for name in (checkpoint.METRICS, CURVES):
             source = self.folder / name if self.folder is not None else None
-            if source is not None and source.is_file() and source.resolve() != (folder / name).resolve():
+            if source is not None and source.resolve() == (folder / name).resolve():
+                continue
+            (folder / name).unlink(missing_ok=True)
+            if source is not None and source.is_file():
                 shutil.copyfile(source, folder / name)
+        if card.is_untouched(folder / CARD):  # which huggingface_hub would leave, though it is of the run before
+            (folder / CARD).unlink()
 
     def push_to_hub(self, repo_id: str, **options: Any) -> str:
         """Writes the run and its card into a repository of the Hub, in one commit, and returns the commit's address.
@@ -148,12 +155,16 @@ class HubMixin(ModelHubMixin, library_name="textvae", tags=["text-vae"]):
         Args:
             repo_id: "user/name"; made where it is missing.
             **options: private, token, branch, create_pr, commit_message and further ones of huggingface_hub;
-                model_card_kwargs, as of `generate_model_card`.
+                model_card_kwargs, as of `generate_model_card`; delete_patterns, of files to take away besides those
+                that only a run pushed before has.
 
         Raises:
             UserError: it cannot be reached, or refuses.
         """
         told = {"repo_id": repo_id, **(options.pop("model_card_kwargs", None) or {})}
+        given = options.pop("delete_patterns", None) or []
+        # What this run has not, and the one that was pushed before may have had.
+        options["delete_patterns"] = [*PERHAPS, *([given] if isinstance(given, str) else given)]
         try:
             return str(super().push_to_hub(repo_id, model_card_kwargs=told, **options))
         except HFValidationError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import re
@@ -29,6 +30,7 @@ FIGURES = {
     "corpus_entropy": "entropy of the corpus, nats a sentence: the lowest NLL possible",
 }
 METRICS = {"ppl_elbo": "perplexity", "ppl_iw": "perplexity"}  # names that the Hub knows, where they differ
+OWN = "<!-- written by textvae, {}; an edited card is not written again -->"
 COLLAPSED = 0.1  # nats of mutual information
 LANGUAGE = re.compile(r"[a-z]{2,3}(-[A-Za-z]+)*|multilingual|code")
 LICENSE = re.compile(r"[a-z0-9][a-z0-9.\-]*")
@@ -75,7 +77,21 @@ def card(
         eval_results=list(_results(recipe, part, figures)) or None,
     )
     text = "\n\n".join(_body(vae, title or recipe.name, repo_id, part, count, figures, license))
-    return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}\n")
+    written = f"---\n{data.to_yaml()}\n---\n\n{text}\n"
+    return ModelCard(f"{written}\n{OWN.format(_digest(written))}\n")
+
+
+def is_untouched(path: Path) -> bool:
+    """Returns whether a file is a card of ours, as it was written: one that somebody has edited is theirs."""
+    try:
+        written, _, last = path.read_text(encoding="utf-8").rstrip("\n").rpartition("\n\n")
+    except (OSError, UnicodeDecodeError):
+        return False
+    return last == OWN.format(_digest(f"{written}\n"))
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()[:16]
 
 
 def _figures(folder: Path | None) -> tuple[str, int | None, dict[str, float]]:

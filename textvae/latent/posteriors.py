@@ -166,9 +166,10 @@ class BatchNormPosterior(nn.Module):
         if self.training:
             rows = gather_rows(mean)  # (B of all processes, D)
             centre, variance = rows.mean(0), rows.var(0, correction=0)
+            # A step that is left out must leave both be: without a wait, for it may be recorded.
+            finite = torch.isfinite(variance)  # and then the mean is, too
             for running, now in ((self.running_mean, centre), (self.running_variance, variance)):
-                # A step that is left out must leave these be, too: without a wait, for it may be recorded.
-                running.lerp_(torch.where(torch.isfinite(now), now, running).detach(), self.momentum)
+                running.lerp_(torch.where(finite, now, running).detach(), self.momentum)
         else:
             centre, variance = self.running_mean, self.running_variance
         scale = self.scale if self.log_factor is None else self.scale * self.log_factor.exp()

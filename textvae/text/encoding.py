@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import inspect
+import json
 import tempfile
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from textvae.errors import CorpusError
 from textvae.recipe import Data, Part
+from textvae.text.codecs import CONFIG, TextTokenizer
 from textvae.text.corpora import Corpus, cache_file, quiet
 from textvae.text.sources import fingerprint_of, is_stream
 from textvae.types import Tokenizer
@@ -91,8 +93,14 @@ def encode(corpus: Corpus, tokenizer: Tokenizer, data: Data, *, cache_dir: str |
     return EncodedCorpus(parts=parts, dropped=dropped, fingerprint=fingerprint, streaming=corpus.streaming)
 
 
-def tokenizer_digest(tokenizer: Tokenizer) -> str:
-    """Returns a hash of what a tokenizer saves and of what reads it: equal where it gives equal ids."""
+def tokenizer_digest(tokenizer: Tokenizer, *, named: bool = True) -> str:
+    """Returns a hash of what a tokenizer saves and of what reads it: equal where it gives equal ids.
+
+    Args:
+        tokenizer: the tokenizer.
+        named: whether its kind in a recipe counts; one that was learned, and the same read from its file
+            (`kind: file`), have the same ids for the same words.
+    """
     kind = type(tokenizer)
     digest = hashlib.sha256(f"{ENCODING} {kind.__module__}.{kind.__qualname__}".encode())
     if kind.__module__.partition(".")[0] != "textvae":
@@ -104,8 +112,11 @@ def tokenizer_digest(tokenizer: Tokenizer) -> str:
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save(folder)
         for path in sorted(path for path in Path(folder).rglob("*") if path.is_file()):
+            content = path.read_bytes()
+            if not named and path.name == CONFIG and isinstance(tokenizer, TextTokenizer):
+                content = json.dumps({**json.loads(content), "kind": None}).encode()
             digest.update(path.relative_to(folder).as_posix().encode())
-            digest.update(path.read_bytes())
+            digest.update(content)
     return digest.hexdigest()
 
 

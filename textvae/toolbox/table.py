@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from textvae.errors import CorpusError, UserError, suggest
-from textvae.evaluation.labelled import LABELS
+from textvae.evaluation.labelled import LABELS, TABLES
 from textvae.generation import given
 from textvae.text import files
 
@@ -54,7 +54,7 @@ def rows_of(
     if kind == "text":
         pairs = _lines(path)
     else:
-        columns = files.columns(path, kind)
+        columns = files.columns(path, kind, (column, label_column or "label"))
         for name in (column, label_column):
             if name is not None and name not in columns:
                 raise CorpusError(f"{path}: has no column {name!r}{suggest(name, columns)}")
@@ -66,7 +66,8 @@ def rows_of(
         if text is not None and not isinstance(text, str):
             raise CorpusError(f"{path}: column {column!r}: got {text!r}; it must be a text")
         missing = label is None or label != label or not str(label).strip()
-        if text is not None and (text or not missing):  # of a table, a blank line has neither
+        blank = kind in TABLES and not text and missing  # a blank line, which has no cells
+        if text is not None and not blank:
             yield text, None if missing else str(label).strip()
 
 

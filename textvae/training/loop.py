@@ -20,17 +20,18 @@ from accelerate.tracking import get_available_trackers
 from textvae import checkpoint
 from textvae.distributed import agreed
 from textvae.durations import parse_duration
-from textvae.errors import CheckpointError, CorpusError, Interrupted, TrainingError, UserError
+from textvae.errors import CorpusError, Interrupted, TrainingError, UserError
 from textvae.evaluation.refined import Refining
 from textvae.evaluation.report import quick
-from textvae.folders import LARGEST_STEP, locked
+from textvae.folders import locked
 from textvae.recipe import Recipe
 from textvae.schedules import Plateau
 from textvae.seeds import generator
 from textvae.text.batching import evaluation_batches
-from textvae.training.notes import left_out
+from textvae.training.notes import everyones, left_out
+from textvae.training.position import Position
 from textvae.training.setup import Experiment, prepare
-from textvae.training.steps import Position, take_step
+from textvae.training.steps import take_step
 from textvae.training.telemetry import FAR, Telemetry
 from textvae.types import Batch
 
@@ -71,8 +72,7 @@ def train(
     lock = locked(folder) if accelerator.is_main_process else contextlib.nullcontext()
     with lock:
         experiment = prepare(recipe, folder, accelerator, resume=resume, trust_code=trust_code)
-        start = {"aggressive": recipe.training.aggressive is not None}
-        position = _position(experiment.position or start, folder)
+        position = experiment.position
         position.corpus, position.processes = experiment.corpus, accelerator.num_processes
         telemetry = Telemetry(
             folder,
@@ -85,40 +85,13 @@ def train(
             quiet=quiet,
         )
         try:
-            if not position.stopped:
+            if position.stopped:
+                telemetry.note("its training has stopped early, or decayed as often as it may: nothing is left to do")
+            else:
                 _run(experiment, recipe, accelerator, position, folder, telemetry)
         finally:
             telemetry.close()
     return folder
-
-
-def _position(saved: Any, folder: Path) -> Position:
-    last = checkpoint.latest_checkpoint(folder)
-    try:
-        position = Position(**saved)
-    except TypeError as error:
-        raise CheckpointError(f"{last}/state.json: holds no position of a training ({error})") from error
-    for name, default in asdict(Position()).items():
-        if not _is_like(value := getattr(position, name), default):
-            raise CheckpointError(f"{last}/state.json: position.{name} is {value!r:.40}, which no training wrote")
-    if max(position.epoch, position.step_in_epoch, position.decays, position.skipped) > position.step:
-        raise CheckpointError(f"{last}/state.json: has more epochs, decays or left out steps than steps")
-    if last is not None and position.step != int(last.name.removeprefix("step-")):
-        raise CheckpointError(f"{last}/state.json: is of step {position.step:,}, which its folder's name is not")
-    return position
-
-
-def _is_like(value: Any, default: Any) -> bool:
-    """Whether a value that was read can stand where the position has `default` at first."""
-    if isinstance(default, bool):
-        return isinstance(value, bool)
-    if isinstance(default, int):
-        return type(value) is int and min(default, 0) <= value <= LARGEST_STEP
-    if isinstance(default, dict):
-        return isinstance(value, dict) and all(isinstance(v, int | float) for v in value.values())
-    if isinstance(default, str):
-        return isinstance(value, str)
-    return isinstance(value, int | float) or value is default
 
 
 def _check_machine(recipe: Recipe) -> None:
@@ -147,13 +120,18 @@ def _run(
     began = time.monotonic() - position.elapsed_s
     in_a_row, said = 0, False
 
-    def evaluate() -> str:
+    def say_left_out(when: str) -> bool:
+        counts = everyones(experiment.left_out, shared=recipe.data.stream_shares)
+        if any(counts.values()):
+            telemetry.note(left_out(f"train, {when}", counts))
+        return any(counts.values())
+
+    def evaluate(*, last: bool = False) -> str:
         position.elapsed_s = time.monotonic() - began
         nonlocal said
-        if not said and any(experiment.left_out.values()):
-            said = True
-            telemetry.note(left_out("train, so far", experiment.left_out))
-        verdict = _evaluate(experiment, recipe, accelerator, position, folder, telemetry)
+        if position.step_in_epoch and not said:
+            said = say_left_out("so far")
+        verdict = _evaluate(experiment, recipe, accelerator, position, folder, telemetry, counts=not last)
         position.stopped = verdict == "stop"  # before anything is saved: a resumed run knows it, too
         return verdict
 
@@ -197,17 +175,20 @@ def _run(
                         f"batches of {training.accumulation * accelerator.num_processes} pieces"
                     )
                 settle(everything=True)
+                if not position.epoch:  # the next ones leave out the same
+                    say_left_out("in an epoch")
+                said = True
                 position.epoch += 1
                 position.step_in_epoch = 0
                 if after_epoch(position.epoch):
                     verdict = evaluate()
                     save()
-                experiment.left_out.clear()  # the next epoch leaves out the same
+                experiment.left_out.clear()
                 continue
             break
         settle(everything=True)
         if position.evaluated != position.step:
-            evaluate()
+            evaluate(last=True)
         save()
     telemetry.finish(position.best, position.best_step, position.skipped)
 
@@ -228,8 +209,13 @@ def _evaluate(
     position: Position,
     folder: Path,
     telemetry: Telemetry,
+    *,
+    counts: bool,
 ) -> str:
-    """Measures on the validation part, keeps the best parameters; returns "keep", "decay" or "stop"."""
+    """Measures on the validation part, keeps the best parameters; returns "keep", "decay" or "stop".
+
+    The last one, where none was due, tries nobody's patience (`counts`): a run made longer would not have had it.
+    """
     training = recipe.training
     model = experiment.measured
     refining = recipe.training.semi_amortized
@@ -268,11 +254,13 @@ def _evaluate(
             if (folder / checkpoint.FITTED_PRIOR).exists():  # of a training that was resumed
                 (folder / checkpoint.FITTED_PRIOR).unlink()
                 telemetry.note("the fitted prior was of other weights, and is taken away; fit-prior makes it anew")
-    else:
+    elif counts:
         position.stalled += 1
     weights = experiment.objective.weights(max(position.step - 1, 0))
     telemetry.evaluation(position.step, position.epoch, numbers, weights, gained, position.elapsed_s)
     verdict = "keep"
+    if not counts:
+        return verdict
     decay: Plateau | None = experiment.decay
     if not gained and decay is not None:
         verdict = decay(position.step, position.stalled, position.decays)
@@ -317,11 +305,6 @@ def _evaluation_due(recipe: Recipe, steps_per_epoch: int | None) -> tuple[Callab
     amount, unit = parse_duration(recipe.training.evaluate_every)
     if unit == "epochs":
         if steps_per_epoch is None:
-            if amount != round(amount):
-                raise UserError(
-                    f"training.evaluate_every: got {recipe.training.evaluate_every!r}; how long an epoch of a stream "
-                    "is, is not known before its end: take whole epochs, or a number of steps"
-                )
             return (lambda step: False), (lambda epoch: epoch % round(amount) == 0)
         amount *= steps_per_epoch
     every = max(1, round(amount))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 
+from textvae.distributed import all_results, rank, world_size
 from textvae.model import SequenceVAE
 from textvae.recipe import Recipe
 from textvae.text import corpora, encoding, grammar
@@ -34,6 +36,19 @@ def notes(
 def left_out(part: str, reasons: Mapping[str, int]) -> str:
     """A line that says how many sentences of a part were left out or cut, and why."""
     return f"{part}: left out or cut: " + ", ".join(f"{count:,} {name}" for name, count in reasons.items() if count)
+
+
+def everyones(counts: Mapping[str, int], *, shared: bool) -> dict[str, int]:
+    """Returns reason -> sentences: of all processes where each reads a share of a stream, else as they are.
+
+    Every process calls it then.
+    """
+    if not shared or world_size() == 1:
+        return dict(counts)
+    summed: Counter[str] = Counter()
+    for own in all_results({rank(): dict(counts)}):
+        summed.update(own)
+    return dict(summed)
 
 
 def _has_unknown(encoded: encoding.EncodedCorpus, tokenizer: Tokenizer) -> bool:

@@ -33,6 +33,7 @@ from textvae.text.streams import Reader, SharedStreamBatches, StreamBatches
 from textvae.training.critics import optimizers
 from textvae.training.notes import notes
 from textvae.training.outcomes import Outcomes
+from textvae.training.position import Position, check_corpus, read_position
 from textvae.training.replay import Replay, replay_of
 from textvae.types import Schedule, Tokenizer
 
@@ -74,7 +75,7 @@ class Experiment:
     corpus: str = ""  # a hash of the lengths of sentences to train and validate on: of others the order is another
     replay: Replay | None = None
     notes: list[str] = field(default_factory=list)
-    position: dict[str, Any] = field(default_factory=dict)
+    position: Position = field(default_factory=Position)
     left_out: dict[str, int] = field(default_factory=dict)  # reason -> sentences of a stream; grows while it is read
 
     @property
@@ -126,7 +127,7 @@ def prepare(recipe: Recipe, folder: Path, accelerator: Accelerator, *, resume: b
     chosen = training.optimizer.as_dict()
     optimizer = OPTIMIZERS.build(chosen, moved, path="training.optimizer", trust_code=trust_code)
     base_rates = [group["lr"] for group in optimizer.param_groups]
-    state, position = checkpoint.load_checkpoint(latest, model) if latest is not None else ({}, {})
+    state, saved = checkpoint.load_checkpoint(latest, model) if latest is not None else ({}, {})
     wrapped, optimizer = accelerator.prepare(model, optimizer)
     objective.to(accelerator.device)
     critics = optimizers(list(objective.critics.values()))
@@ -134,8 +135,8 @@ def prepare(recipe: Recipe, folder: Path, accelerator: Accelerator, *, resume: b
         with _reading_state(latest):
             optimizer.load_state_dict(state["optimizer"])
             objective.load_state_dict(state["objective"])
-            for (_, critic_optimizer), saved in zip(critics, state["critics"], strict=True):
-                critic_optimizer.load_state_dict(saved)
+            for (_, critic_optimizer), before in zip(critics, state["critics"], strict=True):
+                critic_optimizer.load_state_dict(before)
             if accelerator.scaler is not None:
                 accelerator.scaler.load_state_dict(state["scaler"])
             if average is not None:
@@ -144,7 +145,9 @@ def prepare(recipe: Recipe, folder: Path, accelerator: Accelerator, *, resume: b
     held = {part: TokenStore(rows) for part, rows in encoded.parts.items() if not is_stream(rows)}
     lengths_of = b"".join(held[part].lengths.tobytes() for part in sorted(held) if part != "test")
     identity = hashlib.sha256(lengths_of).hexdigest()[:16]
-    _check_position(position if isinstance(position, dict) else {}, identity, recipe, accelerator.num_processes, folder)
+    start = {"aggressive": training.aggressive is not None}
+    position = read_position(saved or start, folder)
+    check_corpus(position, identity, recipe, accelerator.num_processes, folder)
     # Last: where anything is refused, the folder is as it was.
     if accelerator.is_main_process:
         tokenizer.save(str(folder / checkpoint.TOKENIZER))
@@ -208,10 +211,11 @@ def _start_from(start: StartFrom, model: SequenceVAE, tokenizer: Tokenizer, trus
         raise CheckpointError(f"training.start_from.run: {folder} holds no run ({checkpoint.RECIPE} is missing)")
     kind = load_recipe(folder / checkpoint.RECIPE).tokenizer.kind
     before = tokenizers.load(str(folder / checkpoint.TOKENIZER), kind=kind, trust_code=trust_code)
-    if encoding.tokenizer_digest(before) != encoding.tokenizer_digest(tokenizer):
+    if encoding.tokenizer_digest(before, named=False) != encoding.tokenizer_digest(tokenizer, named=False):
         raise CheckpointError(
             f"training.start_from.run: {folder} has another tokenizer than this training; its parameters would mean "
-            "other words. Train on the same corpus, or name its file: tokenizer: {kind: file, path: ...}"
+            "other words. Train on the same corpus, or name the tokenizer's file in that run's folder: tokenizer: "
+            f"{{kind: file, path: {folder / checkpoint.TOKENIZER}/...}}"
         )
     weights = folder / checkpoint.WEIGHTS
     if start.part == "all":
@@ -243,22 +247,6 @@ def _check_folder(folder: Path, recipe: Recipe, resume: bool) -> None:
         raise CheckpointError(
             f"{saved}: the run was started with another recipe ({listed}); resume it with its own: "
             f"textvae train {saved} --out {folder} --resume"
-        )
-
-
-def _check_position(saved: dict[str, Any], corpus: str, recipe: Recipe, processes: int, folder: Path) -> None:
-    """Sees that a position in the corpus means now what it meant when it was saved."""
-    if saved.get("corpus", "") not in ("", corpus):
-        raise CheckpointError(
-            f"{folder}: its corpus is not the one that it was trained on so far: sentences were added, taken away or "
-            f"changed, and a position in it means nothing. Put data back as it was, or take another --out and begin "
-            f"with its parameters: training.start_from: {{run: {folder}, part: all}}"
-        )
-    before = saved.get("processes", 0)
-    if recipe.data.stream_shares and saved.get("step_in_epoch") and before not in (0, processes):
-        raise CheckpointError(
-            f"{folder}: stands in the middle of an epoch, which under data.stream_shares is another one for each "
-            f"number of processes; resume it with --processes {before}"
         )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
 
 import torch
 from accelerate import Accelerator
@@ -16,33 +15,10 @@ from textvae.seeds import generator, mix, seed_all
 from textvae.text.batching import Batches, Step
 from textvae.training import semi_amortized
 from textvae.training.critics import update_critics
+from textvae.training.position import Position
 from textvae.training.setup import Experiment
 from textvae.training.telemetry import Telemetry
 from textvae.types import Batch, Losses
-
-
-@dataclass
-class Position:
-    """Where a training stands: all that a resumed one must know besides tensors."""
-
-    step: int = 0  # optimiser steps done
-    epoch: int = 0
-    step_in_epoch: int = 0
-    best: float | None = None
-    best_step: int = 0
-    best_numbers: dict[str, float] = field(default_factory=dict)  # of the evaluation at that step
-    stalled: int = 0  # evaluations without gain in a row
-    decays: int = 0
-    skipped: int = 0  # steps without finite gradients, in all
-    evaluated: int = -1  # the step last evaluated
-    stopped: bool = False  # by early stopping or the last decay: a later end changes nothing then
-    elapsed_s: float = 0.0
-    tokens: int = 0
-    aggressive: bool = False
-    numbers: dict[str, float] = field(default_factory=dict)  # of the last evaluation
-    corpus: str = ""  # `Experiment.corpus` of what was trained on
-    processes: int = 0
-    unlogged: dict[str, float] = field(default_factory=dict)  # `Telemetry.unlogged` when it was saved
 
 
 def take_step(
@@ -65,8 +41,7 @@ def take_step(
     if position.aggressive:
         _refine_encoder(experiment, recipe, accelerator, position)
 
-    controllers = experiment.objective.controllers
-    held = [{name: value.clone() for name, value in one.state_dict().items()} for one in controllers]
+    held = _held(experiment)
     losses, found = _backward_with_room(experiment, recipe, accelerator, step, position.step)
     if position.aggressive:
         _forget(experiment.encoder_parameters)
@@ -91,9 +66,8 @@ def take_step(
     optimizer.zero_grad()
     if experiment.average is not None and taken:
         experiment.average.after_step(position.step, experiment.unwrapped)
-    if controllers and not taken:  # by values that may be finite still, and 10^30
-        for controller, state in zip(controllers, held):
-            controller.load_state_dict(state)
+    if held and not taken:
+        _put_back(experiment, held)
 
     position.step += 1
     position.step_in_epoch += 1
@@ -196,19 +170,36 @@ def _refine_encoder(experiment: Experiment, recipe: Recipe, accelerator: Acceler
     before = float("inf")
     losses: list[Tensor] = []
     for number in range(settings.steps):
+        held = _held(experiment)
         step = experiment.batches.some(position.step, number)
         losses.append(
             _backward_with_room(experiment, recipe, accelerator, step, position.step, number + 1)[0].figures[0]
         )
         _forget(others)
-        experiment.outcomes.attempt(torch.isfinite(_clip(experiment, accelerator, recipe.training.gradient_clip)))
+        norm = _clip(experiment, accelerator, recipe.training.gradient_clip)
+        taken = experiment.outcomes.attempt(torch.isfinite(norm))
         experiment.optimizer.zero_grad()
+        if held and not taken:
+            _put_back(experiment, held)
         if len(losses) == settings.window:
             now = float(mean_over_processes(torch.stack(losses).mean()))
             if now >= before:
                 return
             before = now
             losses.clear()
+
+
+def _held(experiment: Experiment) -> list[dict[str, Tensor]]:
+    """What controllers hold, for a step that may be left out: they move when a loss is measured."""
+    return [
+        {name: value.clone() for name, value in one.state_dict().items()} for one in experiment.objective.controllers
+    ]
+
+
+def _put_back(experiment: Experiment, held: list[dict[str, Tensor]]) -> None:
+    """Takes back what controllers were moved by, in a step that was left out: values that may be finite, and 10^30."""
+    for controller, state in zip(experiment.objective.controllers, held):
+        controller.load_state_dict(state)
 
 
 def _forget(parameters: Iterable[torch.nn.Parameter]) -> None:
