@@ -273,6 +273,35 @@ def test_a_users_own_class_stands_where_a_kind_does(run, tmp_path, monkeypatch):
     assert textvae.load(own, trust_code=True).sample(1, seed=0)
 
 
+def of_posterior(values, tmp_path, **model):
+    values["model"] |= model
+    return textvae.load(train(Recipe.model_validate(values), tmp_path / "run", quiet=True))
+
+
+def test_latents_on_a_sphere(values, tmp_path):
+    """Scores are of the seed, units of the sphere's own variance, and no prior of the space around it is fitted."""
+    posterior, prior = {"kind": "von_mises_fisher", "kappa": 40.0}, {"kind": "uniform_sphere"}
+    vae = of_posterior(values, tmp_path, posterior=posterior, prior=prior)
+    texts = sentences(20, seed=5)
+    whole, state = vae.score(texts, seed=3), torch.get_rng_state()
+    assert vae.score(texts, seed=3) == whole
+    assert torch.equal(torch.get_rng_state(), state)
+    assert [score["nll_elbo"] for score in vae.score(texts, seed=4)] != [score["nll_elbo"] for score in whole]
+    with pytest.raises(UserError, match="lie on a sphere"):
+        vae.fit_prior(texts)
+
+
+def test_a_prior_is_fitted_to_draws_of_a_flow_whose_moments_are_approximations(values, tmp_path):
+    vae = of_posterior(values, tmp_path, posterior={"kind": "flow", "transform": "coupling", "hidden_dim": 8})
+    texts = sentences(400, seed=5)
+    with torch.inference_mode():  # many draws of each
+        drawn = torch.cat([vae.model.encode(batch).sample(torch.Size([50])) for _, batch in vae.batches(texts)], 1)
+    rows = drawn.flatten(0, 1).double()
+    fitted = vae.fit_prior(texts)()
+    torch.testing.assert_close(fitted.mean.double(), rows.mean(0), rtol=0, atol=5 * float(rows.std(0).max()) / 20)
+    torch.testing.assert_close(fitted.variance.double(), rows.var(0), rtol=0.4, atol=0)
+
+
 @pytest.mark.parametrize("kind", ["gaussian", "mixture", "flow"])
 def test_a_prior_fitted_to_the_latents_is_saved_and_sampled_from(run, tmp_path, kind, capfdbinary):
     from textvae.cli import main

@@ -155,6 +155,33 @@ REFUSED = {
         {**STREAM, "data__limit": None, "training__evaluate_every": "0.5 epochs"},
         "training.evaluate_every: got '0.5 epochs'; how long an epoch of a stream",
     ),
+    "an average of batch-normalised parameters": (
+        {"model__posterior": {"kind": "batch_norm"}, "training__average": {"kind": "exponential"}},
+        "training.average: statistics of batch normalisation",
+    ),
+    "a floor under a prior that moves": (
+        {"model__posterior": {"kind": "delta"}, "model__prior": {"kind": "gaussian"}},
+        "model.prior: gaussian can move",
+    ),
+    "a target under the floor of a posterior": (
+        {
+            "model__posterior": {"kind": "delta", "delta": 6.0},
+            "objective": {"kl": {"kind": "kl", "weight": {"kind": "geco", "target": 4.0}}},
+        },
+        "objective.kl.weight.target: got 4, and by model.posterior.delta the term is never below 6",
+    ),
+    "a target under free bits": (
+        {"objective": {"kl": {"kind": "kl", "free_nats": 8.0, "weight": {"kind": "pid", "target": 5.0}}}},
+        "objective.kl.weight.target: got 5, and by free_nats the term is never below 8",
+    ),
+    "a controller of a constant": (
+        {
+            "model__posterior": {"kind": "von_mises_fisher"},
+            "model__prior": {"kind": "uniform_sphere"},
+            "objective": {"kl": {"kind": "kl", "weight": {"kind": "geco", "target": 30.0}}},
+        },
+        "objective.kl.weight: geco would move a KL that is the same number",
+    ),
     "an unknown distance": (
         {
             "objective": {"reconstruction": {"kind": "cosine"}},

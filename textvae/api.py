@@ -31,6 +31,7 @@ from textvae.recipe import Generation, Recipe
 from textvae.seeds import mix, set_aside
 from textvae.text import corpora, tokenizers
 from textvae.text.batching import ListStore, evaluation_batches
+from textvae.toolbox.labels import posteriors_to_fit
 from textvae.types import Batch, Tokenizer
 
 ROWS = 512  # sentences generated at once
@@ -96,8 +97,7 @@ class TextVAE(HubMixin):
         self.tokenizer = tokenizer
         self.recipe = recipe
         self.fitted_prior: torch.nn.Module | None = None  # what `sample` draws from, where there is one
-        # Under a launcher, whether the processes share the work of a call, which all of them then make with the same
-        # arguments and whose result all of them get, the same as of one process.
+        # Whether a launcher's processes share the work of a call, which all of them make with the same arguments.
         self.together = False
 
     @property
@@ -196,12 +196,12 @@ class TextVAE(HubMixin):
             seed: of the fit.
 
         Raises:
-            UserError: an unknown kind, components that are no number above 0, or too few sentences.
+            UserError: an unknown kind, no components, too few sentences, or latents on a sphere.
         """
         texts = given.texts(texts)
         fitted.check(kind, components, len(texts))
         generator = torch.Generator().manual_seed(self._agreed(seed))
-        means, scales = self.encode_distribution(texts)
+        means, scales = posteriors_to_fit(self, texts, seed=self._agreed(seed))
         self.fitted_prior = fitted.fit(kind, means, scales, components=components, generator=generator)
         return self.fitted_prior
 
@@ -243,8 +243,8 @@ class TextVAE(HubMixin):
             seed: of the draws of z.
 
         Returns:
-            For each text nll_elbo (one draw of z), reconstruction, kl, tokens (</s> counted) and ppl_elbo;
-            for a language model nll_elbo is the exact -log p(x).
+            For each text nll_elbo (one draw of z), reconstruction, kl, tokens (</s> counted) and ppl_elbo; a language
+            model's nll_elbo is exact, and a semi-amortised run's are `evaluate`'s encoder_alone.
         """
         if iw_samples is not None:
             iw_samples = given.count(iw_samples, "iw_samples", 1, IW_SAMPLES)

@@ -61,7 +61,12 @@ def contradictions(recipe: Recipe) -> list[str]:
         found += [
             f"training.trackers: got {name!r}{suggest(name, known)}" for name in training.trackers if name not in known
         ]
-    found += _term_problems(recipe)
+    found += [*_term_problems(recipe), *_floor_problems(recipe)]
+    if model.posterior.kind == "batch_norm" and training.average is not None:
+        found.append(
+            "training.average: statistics of batch normalisation are those of the parameters as they move, and of "
+            "their average none are kept; leave it out, or take another model.posterior"
+        )
     if model.posterior.kind == "point" and training.monitor in OF_A_BOUND:
         found.append(
             f"training.monitor: {training.monitor} is of a distribution, and a posterior of kind point is none; take "
@@ -115,6 +120,40 @@ def _term_problems(recipe: Recipe) -> list[str]:
     cutoffs = recipe.model.output.as_dict().get("cutoffs")
     if isinstance(cutoffs, list) and (not cutoffs or cutoffs != sorted(set(cutoffs))):
         found.append(f"model.output.cutoffs: got {cutoffs}; at least one is needed, and they must rise")
+    return found
+
+
+def _floor_problems(recipe: Recipe) -> list[str]:
+    """What a KL that cannot fall below a floor says of the prior that it is held to, and of a target below it."""
+    model, found = recipe.model, []
+    if not model.latent_dim:
+        return []
+    posterior, prior = _options(model.posterior), model.prior.kind
+    kind, least = model.posterior.kind, 0.0
+    if kind == "delta":
+        least = float(posterior.get("delta", 4.0))
+        if prior != "standard_normal" and "." not in prior:
+            found.append(
+                f"model.prior: {prior} can move to where the posterior is, and then the floor of model.posterior: "
+                "delta is none; take standard_normal"
+            )
+    for name, term in recipe.objective.terms.items():
+        weight = term.weight.as_dict() if isinstance(term.weight, Section) else {}
+        if term.kind != "kl" or weight.get("kind") not in CONTROLLERS:
+            continue
+        target, free = weight.get("target"), float(_options(term).get("free_nats", 0.0) or 0.0)
+        floor = max(least, free)
+        what = "free_nats" if free >= least else "model.posterior.delta"
+        if kind == "von_mises_fisher" and prior == "uniform_sphere":
+            found.append(
+                f"objective.{name}.weight: {weight['kind']} would move a KL that is the same number whatever is "
+                "learned, by model.posterior.kappa alone; take a number"
+            )
+        elif isinstance(target, int | float) and target <= floor:
+            found.append(
+                f"objective.{name}.weight.target: got {target:g}, and by {what} the term is never below {floor:g}; "
+                "take a higher target, or a lower floor"
+            )
     return found
 
 

@@ -152,10 +152,10 @@ def _beam_of_one(model: Textbook, z: Tensor, width: int, max_length: int) -> lis
         log_p[:, [PAD, BOS]] = -torch.inf
         grown = scores[:, None] + log_p
         ended, row = grown[:, EOS].max(0)
-        if ended.item() > best[1]:
-            best = prefixes[int(row)], ended.item()
         grown[:, EOS] = -torch.inf
         scores, index = grown.flatten().topk(width)
+        if ended.item() > best[1] and ended.item() >= scores[-1].item():
+            best = prefixes[int(row)], ended.item()
         if scores[0].item() <= best[1]:
             return best[0]
         parents = index // log_p.shape[1]

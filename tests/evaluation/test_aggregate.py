@@ -14,7 +14,7 @@ from textvae.evaluation.aggregate import density_and_coverage, figures, holes, m
 from textvae.evaluation.bounds import bits_per_character, counts, word_perplexity
 from textvae.evaluation.intervals import bootstrap_means, confidence_interval
 from textvae.evaluation.latents import batch_mutual_information, decompose, mutual_information
-from textvae.latent.posteriors import Point
+from textvae.latent.posteriors import Point, diagonal_gaussian
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -123,12 +123,18 @@ def test_holes_are_the_percentile_at_the_prior_and_more_around_a_narrow_aggregat
     assert found.share == pytest.approx(math.exp(-radius_squared / 2), abs=0.04)
 
 
-def test_holes_of_other_posteriors_are_held_out_by_batches():
+@pytest.mark.parametrize("sizes", [[2000], [1300, 700]])
+def test_holes_hold_out_sentences_also_of_other_posteriors_in_batches_that_are_unlike(sizes):
+    """Batches stand in order of length, and latents know length: one is no sample of the other."""
     posteriors, z = population(2000)
-    full = [MultivariateNormal(q.mean, torch.diag_embed(q.variance)) for q in posteriors]
+    mean, variance = (torch.cat([getattr(q, name) for q in posteriors]) for name in ("mean", "variance"))
+    order = mean[:, 0].argsort()
+    mean, variance, z = mean[order].split(sizes), variance[order].split(sizes), z[:, order]
+    full = [MultivariateNormal(m, torch.diag_embed(v)) for m, v in zip(mean, variance)]
     assert holes(full, prior(2), z, generator=seeded(50)).share == pytest.approx(0.05, abs=0.03)
-    with pytest.raises(UserError, match="at least 2 batches"):
-        holes(full[:1], prior(2), z[:, : full[0].batch_shape[0]])
+    alike = [diagonal_gaussian(m, v.sqrt()) for m, v in zip(mean, variance)]
+    exact = holes(alike, prior(2), z, generator=seeded(50))
+    assert holes(full, prior(2), z, generator=seeded(50)).share == pytest.approx(exact.share, abs=1e-3)
 
 
 def test_density_and_coverage_are_those_expected_at_the_prior_null_far_off_and_equal_to_brute_force():
@@ -146,6 +152,17 @@ def test_density_and_coverage_are_those_expected_at_the_prior_null_far_off_and_e
     inside = [[math.dist(a, b) < r for b in p.tolist()] for a, r in zip(z.tolist(), balls)]
     assert found.density == pytest.approx(sum(map(sum, inside)) / (k * 30))
     assert found.coverage == pytest.approx(sum(map(any, inside)) / 30)
+
+
+def test_distances_to_a_fitted_prior_stand_beside_those_to_the_models_own():
+    posteriors, z = population(1000)
+    far = diagonal(torch.full((2,), 3.0).double(), torch.ones(2).double())
+    found = figures(posteriors, far, z, fitted=prior(2), generator=seeded(0))
+    assert found["aggregate_sliced_wasserstein"] == pytest.approx(9.0, rel=0.1)  # |m|^2 / D
+    assert found["fitted_aggregate_sliced_wasserstein"] == pytest.approx(0, abs=0.05)
+    assert found["fitted_aggregate_holes"] == pytest.approx(0.05, abs=0.04)
+    assert found["fitted_aggregate_coverage"] > 0.9 > 0.5 > found["aggregate_coverage"]
+    assert not any(name.startswith("fitted") for name in figures(posteriors, far, z, generator=seeded(0)))
 
 
 def test_all_figures_are_there_and_what_cannot_be_says_why():

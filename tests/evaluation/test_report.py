@@ -13,7 +13,7 @@ from torch.distributions import Distribution, Independent, Normal
 
 from textvae.build import build_model
 from textvae.errors import UserError
-from textvae.evaluation import bounds, text
+from textvae.evaluation import bounds, latents, text
 from textvae.evaluation.report import evaluate, quick
 from textvae.model import SequenceVAE
 from textvae.recipe import Recipe
@@ -108,6 +108,20 @@ def test_every_figure_is_there_and_finite():
     assert 1 < figures["iw_ess"] < 20
     assert figures["mutual_information_ceiling"] == pytest.approx(math.log(len(TEXTS)))
     assert len(figures["kl_by_dimension"]) == 3
+
+
+def test_the_parts_of_the_kl_are_of_sentences_that_lie_evenly(monkeypatch):
+    """Batches stand in order of length; the first of two is no sample of both."""
+    monkeypatch.setattr("textvae.evaluation.report.DECOMPOSED", len(ROWS) - 1)
+    seen = []
+    decompose = latents.decompose
+    monkeypatch.setattr(latents, "decompose", lambda q, p, z: seen.append((q, z)) or decompose(q, p, z))
+    model, generator = build(), seeded()
+    quick(model, batched(size=len(ROWS) // 2)(), generator=generator)
+    ((posterior,), z) = seen[0]
+    everyone = torch.cat([model.encode(batch).mean for batch in batched()()])
+    torch.testing.assert_close(posterior.mean, everyone[::2])
+    assert z.shape[1] == len(everyone[::2])
 
 
 def test_the_figures_agree_with_each_other_and_with_what_they_are_made_of():

@@ -13,7 +13,7 @@ from sacrebleu.metrics.chrf import CHRF
 import textvae
 from textvae.cli import main
 from textvae.errors import UserError
-from textvae.evaluation import compare, estimators, page, suite
+from textvae.evaluation import annealing, compare, estimators, page, suite
 from textvae.recipe import Recipe
 from textvae.training import train
 
@@ -107,14 +107,22 @@ def test_a_streamed_part_is_refused_in_a_line(runs):
         vae.evaluate("train", recipe=recipe)
 
 
-def test_sentences_annealed_together_are_no_matter_of_the_memory_at_hand(runs):
-    vae = textvae.load(runs["word"])
-    found = []
-    for tokens in (20_000, 160):
+def test_sentences_annealed_together_are_fewer_where_there_is_less_memory_and_never_more(runs, monkeypatch):
+    """What is drawn goes by batches: more memory than the default changes no figure."""
+    vae, sizes, refine = textvae.load(runs["word"]), [], annealing.refine
+    monkeypatch.setattr(annealing, "refine", lambda model, batch, **o: sizes.append(batch) or refine(model, batch, **o))
+    found, largest = [], []
+    for tokens in (20_000, 80_000, 160):
         evaluation = vae.recipe.evaluation.model_copy(update={"batch_tokens": tokens})
         recipe = vae.recipe.model_copy(update={"evaluation": evaluation})
+        sizes.clear()
         found.append(vae.evaluate("test", recipe=recipe, anneal=6)["annealed"])
+        largest.append([batch.targets.shape for batch in sizes])
     assert found[0] == pytest.approx(found[1], rel=1e-4)
+    assert largest[0] == largest[1]
+    assert len(largest[2]) > len(largest[0])
+    assert all(rows == 1 or rows * width <= 160 // 8 for rows, width in largest[2])
+    assert found[2]["nll_ais"] == pytest.approx(found[0]["nll_ais"], abs=4 * found[0]["nll_ais_standard_error"] + 0.2)
 
 
 def test_units_of_no_tokenizer_are_of_the_corpus_text_and_none_where_words_are_unknown(results):

@@ -140,16 +140,17 @@ def test_a_wide_beam_finds_the_most_probable_of_all_sentences():
 
 
 def beam_of_one(model: Tiny, z: Tensor, width: int, length: int) -> list[int]:
-    """Beam search by lists: all hypotheses of a step extended, finished ones kept, until the best is finished."""
+    """Beam search by lists: all hypotheses of a step extended, those that end among the best `width` kept."""
     finished: list[tuple[float, tuple[int, ...]]] = []
-    unfinished = [(0.0, ())]
+    unfinished: list[tuple[float, tuple[int, ...]]] = [(0.0, ())]
     for _ in range(length):
         grown = []
         for score, sentence in unfinished:
             log_p = torch.log_softmax(next_logits(model, z, sentence), dim=-1)
-            finished.append((score + log_p[EOS].item(), sentence))
-            grown += [(score + log_p[i].item(), (*sentence, i)) for i in range(VOCABULARY) if i not in (PAD, BOS, EOS)]
-        unfinished = sorted(grown, reverse=True)[:width]
+            grown += [(score + log_p[i].item(), (*sentence, i)) for i in range(VOCABULARY) if i not in (PAD, BOS)]
+        grown.sort(reverse=True)
+        finished += [(score, sentence[:-1]) for score, sentence in grown[:width] if sentence[-1] == EOS]
+        unfinished = [(score, sentence) for score, sentence in grown if sentence[-1] != EOS][:width]
     return list(max(finished + unfinished)[1])
 
 
@@ -158,6 +159,33 @@ def test_beams_of_a_batch_are_the_beams_of_each_sentence(width):
     model, z = Tiny(sharpness=4.0), latents(40)
     found = generate(model, z, settings=settings_for("beam", beam_size=width, max_length=7), **IDS)
     assert found == [beam_of_one(model, row, width, 7) for row in z]
+
+
+def test_a_beam_of_one_is_greedy():
+    for seed, sharpness in [(0, 0.5), (1, 2.0), (2, 6.0)]:
+        model, z = Tiny(seed=seed, sharpness=sharpness), latents(60, seed)
+        greedy, beam = (
+            generate_scored(model, z, settings=settings, **IDS)
+            for settings in (settings_for("greedy"), settings_for("beam", beam_size=1))
+        )
+        assert beam.ids == greedy.ids
+        torch.testing.assert_close(beam.log_likelihood, greedy.log_likelihood)
+
+
+def test_an_end_that_is_not_among_the_best_words_ends_nothing():
+    """Words of 1/100 each and an end of 1/200: the likeliest sentence is empty, and nobody means it."""
+
+    class Flat:
+        def start(self, z):
+            return (z[None],)
+
+        def step(self, tokens, z, state):
+            logits = torch.zeros(len(tokens), 120)
+            logits[:, EOS] = -math.log(2) if state[0].flatten()[0] < 3.5 else 5.0  # four words, and then the end
+            return logits, (state[0] + 1,)
+
+    found = generate(Flat(), torch.zeros(2, 1), settings=settings_for("beam", beam_size=3, max_length=20), **IDS)
+    assert [len(ids) for ids in found] == [4, 4]
 
 
 def test_hypotheses_that_cannot_win_leave_the_batch():

@@ -39,12 +39,21 @@ def test_log_bessel_equals_scipys(order, x):
     assert log_bessel(order, x) == pytest.approx(expected, rel=1e-12, abs=1e-9)
 
 
+def by_rejection(distribution, count):
+    return distribution.rsample(torch.Size([count]))
+
+
+def by_noise(distribution, count):
+    return distribution.from_noise(torch.randn(count, *distribution.loc.shape, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("drawn", [by_rejection, by_noise])
 @pytest.mark.parametrize(("dimensions", "kappa"), CASES)
-def test_draws_have_the_moments_of_theory_and_unit_length(dimensions, kappa):
+def test_draws_have_the_moments_of_theory_and_unit_length(dimensions, kappa, drawn):
     torch.manual_seed(0)
     count = 20_000
     distribution = VonMisesFisher(directions(2, dimensions), kappa)
-    z = distribution.rsample(torch.Size([count]))
+    z = drawn(distribution, count)
     assert z.shape == (count, 2, dimensions)
     torch.testing.assert_close(z.norm(dim=-1), torch.ones(count, 2).double())
     length = special.ive(dimensions / 2, kappa) / special.ive(dimensions / 2 - 1, kappa)
@@ -55,12 +64,13 @@ def test_draws_have_the_moments_of_theory_and_unit_length(dimensions, kappa):
     torch.testing.assert_close(z.std(0), distribution.stddev, rtol=0.05, atol=0)
 
 
+@pytest.mark.parametrize("drawn", [by_rejection, by_noise])
 @pytest.mark.parametrize(("dimensions", "kappa"), [(2, 3.0), (3, 40.0), (16, 25.0)])
-def test_the_cosine_to_mu_follows_its_law(dimensions, kappa):
+def test_the_cosine_to_mu_follows_its_law(dimensions, kappa, drawn):
     # The density of w = mu.z is proportional to exp(kappa w) (1 - w^2)^((D-3)/2).
     torch.manual_seed(0)
     distribution = VonMisesFisher(directions(1, dimensions), kappa)
-    w = (distribution.sample(torch.Size([5000])) * distribution.loc).sum(-1)[:, 0].clamp(-1, 1)
+    w = (drawn(distribution, 5000) * distribution.loc).sum(-1)[:, 0].clamp(-1, 1)
 
     # In the angle, the density has no singular ends.
     def density(angle):
@@ -74,6 +84,15 @@ def test_the_cosine_to_mu_follows_its_law(dimensions, kappa):
     below = position.floor().long().clamp(max=1999)
     share = cumulative[below] + (position - below) * (cumulative[below + 1] - cumulative[below])
     assert stats.kstest(share.numpy(), "uniform").pvalue > 1e-3
+
+
+def test_what_noise_makes_is_the_same_whatever_stands_beside_it():
+    distribution = VonMisesFisher(directions(5, 8).float(), 20.0)
+    noise = torch.randn(3, 5, 8, generator=torch.Generator().manual_seed(1))
+    whole = distribution.from_noise(noise)
+    for row in range(5):
+        alone = VonMisesFisher(distribution.loc[[row]], 20.0).from_noise(noise[:, [row]])
+        torch.testing.assert_close(alone[:, 0], whole[:, row], rtol=0, atol=1e-6)
 
 
 def test_log_prob_integrates_to_one_on_circle_and_sphere():

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch.distributions import Categorical, Independent, MixtureSameFamily, MultivariateNormal, Normal
 
+from textvae.latent.vmf import UniformSphere
 from textvae.latent.wasserstein import (
     MMD,
     GaussianW2,
@@ -18,6 +19,7 @@ from textvae.latent.wasserstein import (
     mmd,
     sinkhorn,
     sliced,
+    total_variance,
 )
 
 
@@ -35,7 +37,7 @@ class Fixed:
     has_rsample = False
 
     def __init__(self, rows):
-        self.rows = rows
+        self.rows, self.event_shape = rows, rows.shape[1:]
 
     def sample(self, size):
         assert size == self.rows.shape[:1]
@@ -90,7 +92,20 @@ def test_mmd_equals_a_double_loop_over_pairs():
     pairs = [(i, j) for i in range(5) for j in range(5)]
     within = sum(one(z[i], z[j]) + one(p[i], p[j]) for i, j in pairs if i != j) / 20
     between = sum(one(z[i], p[j]) for i, j in pairs) / 25
-    assert float(mmd(z, p, kernel)) == pytest.approx(within - 2 * between, abs=1e-12)
+    assert float(mmd(z, p, kernel, 3.0)) == pytest.approx(within - 2 * between, abs=1e-12)
+
+
+def test_kernels_and_blurs_go_by_distances_on_the_sphere_where_the_prior_is_there():
+    """Squared distances of uniform points are 2 in the mean, and by a scale of 2 D all of them are small."""
+    torch.manual_seed(0)
+    prior = UniformSphere(torch.zeros(32))
+    flat = torch.nn.functional.normalize(torch.randn(200, 3), dim=-1)  # in 3 of 32 dimensions
+    flat = torch.cat([flat, torch.zeros(200, 29)], -1)[None]
+    for kind in (MMD(), Sinkhorn()):
+        even = torch.stack([kind(None, prior, prior.rsample(torch.Size([1, 200]))) for _ in range(10)])
+        assert float(kind(None, prior, flat)) > float(even.mean()) + 20 * float(even.std())
+    assert total_variance(prior) == 1
+    assert total_variance(standard(32)) == 32
 
 
 def test_mmd_of_one_sentence_has_no_pairs_and_is_zero():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Callable, Sequence
@@ -13,10 +14,8 @@ from torch.distributions import Distribution
 
 from textvae.errors import UserError
 from textvae.evaluation import bounds, latents
-from textvae.evaluation.latents import aggregate_log_prob, float64, gaussian_parameters
+from textvae.evaluation.latents import aggregate_log_prob, float64
 from textvae.latent import wasserstein
-from textvae.latent.divergences import shown
-from textvae.latent.posteriors import diagonal_gaussian
 
 GROUPS = 10  # of rows, each left out once: how a distance that is no mean over rows shows its error
 FLOORS = 4  # pairs of sets of prior draws, whose mean distance is what equal distributions give
@@ -73,7 +72,8 @@ def mmd(z: Tensor, prior: Distribution, *, generator: torch.Generator | None = N
     order = torch.randperm(len(z), generator=generator, device=z.device)  # sentences come sorted by length
 
     pairs = zip(z[order].tensor_split(blocks), p.tensor_split(blocks))
-    found = torch.stack([wasserstein.mmd(a, b, kernel) for a, b in pairs])
+    variance = wasserstein.total_variance(prior)
+    found = torch.stack([wasserstein.mmd(a, b, kernel, variance) for a, b in pairs])
     error = float(found.std()) / math.sqrt(blocks) if blocks > 1 else None
     return Distance(float(found.mean()), error, 0.0)
 
@@ -136,7 +136,7 @@ def holes(
     it, samples are decoded from where the decoder was not trained. Below it, the prior stays in q's middle.
 
     Args:
-        posteriors: q(z|x), batch by batch; of others than diagonal Gaussians every second batch stands for q.
+        posteriors: q(z|x), batch by batch.
         prior: p(z).
         z: (S, N, D); the first draw enters.
         percentile: between 0 and 100.
@@ -153,20 +153,11 @@ def holes(
         raise UserError(f"percentile: got {percentile}; it must lie between 0 and 100")
     latents.check_draws(posteriors, z)
     rows = _rows(z[0], 4, "holes")
-    gaussian = [pair for pair in map(gaussian_parameters, posteriors) if pair is not None]
-    if len(gaussian) == len(posteriors):
-        mean, scale = (torch.cat(column) for column in zip(*gaussian))
-        kept: Sequence[Distribution] = [diagonal_gaussian(mean[::2], scale[::2])]
-        own = rows[1::2]
-    elif len(posteriors) > 1:
-        kept, parts = posteriors[::2], rows.split([posterior.batch_shape[0] for posterior in posteriors])
-        own = torch.cat(parts[1::2])
-    else:
-        raise UserError(f"holes: {shown(posteriors[0])} posteriors are held out by batches; give at least 2 batches")
+    own = rows[1::2]
     own = own[torch.arange(min(at_most, len(own)), device=own.device) * len(own) // min(at_most, len(own))]
     drawn = bounds.draw(prior, min(at_most, len(rows)), generator).to(rows.dtype)
-    threshold = torch.quantile(aggregate_log_prob(kept, own), percentile / 100)
-    share = (aggregate_log_prob(kept, drawn) < threshold).double().mean()
+    threshold = torch.quantile(aggregate_log_prob(posteriors, own, every=2), percentile / 100)
+    share = (aggregate_log_prob(posteriors, drawn, every=2) < threshold).double().mean()
     return Holes(float(share), percentile / 100, float(threshold))
 
 
@@ -219,6 +210,7 @@ def figures(
     prior: Distribution,
     z: Tensor,
     *,
+    fitted: Distribution | None = None,
     generator: torch.Generator | None = None,
 ) -> dict[str, Any]:
     """Returns the figures of this file, per-batch information and the parts of the KL, under flat names.
@@ -229,6 +221,7 @@ def figures(
         posteriors: q(z|x) of the sentences, batch by batch.
         prior: p(z).
         z: (S, N, D); the first draw of each sentence enters.
+        fitted: a prior that samples are drawn from in the place of p(z); distances to it are `fitted_aggregate_...`.
         generator: of all draws.
 
     Raises:
@@ -257,14 +250,17 @@ def figures(
             "marginal_kl_by_dimension": "by_dimension",
         }
         add(names, lambda: latents.decompose(posteriors, prior, z))
-        for name, distance in (("aggregate_mmd", mmd), ("aggregate_sliced_wasserstein", sliced_wasserstein)):
-            names = {name: "value", f"{name}_standard_error": "standard_error", f"{name}_expected": "at_equality"}
-            add(names, lambda distance=distance: distance(z[0], prior, generator=generator))  # type: ignore[misc]
-        names = {"aggregate_holes": "share", "aggregate_holes_expected": "expected"}
-        add(names, lambda: holes(posteriors, prior, z, generator=generator))
-        names = {"aggregate_density": "density", "aggregate_coverage": "coverage"}
-        names["aggregate_coverage_expected"] = "expected"
-        add(names, lambda: density_and_coverage(z[0], prior, generator=generator))
+        held = {"": prior} if fitted is None else {"": prior, "fitted_": fitted}
+        for of, p in held.items():
+            for name, distance in (("mmd", mmd), ("sliced_wasserstein", sliced_wasserstein)):
+                name = f"{of}aggregate_{name}"
+                names = {name: "value", f"{name}_standard_error": "standard_error", f"{name}_expected": "at_equality"}
+                add(names, functools.partial(distance, z[0], p, generator=generator))
+            names = {f"{of}aggregate_holes": "share", f"{of}aggregate_holes_expected": "expected"}
+            add(names, functools.partial(holes, posteriors, p, z, generator=generator))
+            names = {f"{of}aggregate_density": "density", f"{of}aggregate_coverage": "coverage"}
+            names[f"{of}aggregate_coverage_expected"] = "expected"
+            add(names, functools.partial(density_and_coverage, z[0], p, generator=generator))
     return {**result, "aggregate_missing": missing} if missing else result
 
 

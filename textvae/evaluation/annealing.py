@@ -120,9 +120,9 @@ def refine(
     """Refines each sentence's Gaussian posterior by gradient and returns what the encoder loses: the amortisation gap.
 
     gap = max over (m, s) of ELBO(N(m, diag s^2)) - ELBO(q(z|x)), by Adam from the encoder's own (m, s), the rate
-    falling to 0 along a line. A lower bound of the gap in expectation, for the climb may stop short; unbiased for the
-    posterior found, as both ELBOs are taken on the same fresh draws. What is then left between nll and -log p(x) is
-    the approximation gap.
+    falling to 0 along a line; s within the bounds of the run's own family, where it has some. A lower bound of the gap
+    in expectation, for the climb may stop short; unbiased for the posterior found, as both ELBOs are taken on the same
+    fresh draws. What is then left between nll and -log p(x) is the approximation gap.
 
     Args:
         model: `encode`, `prior`, `log_likelihood`, `latent_dim`.
@@ -152,6 +152,8 @@ def refine(
         prior = model.prior()
         # In units of the encoder's own posterior, so that one rate suits narrow and wide ones.
         shift, stretch = (torch.zeros_like(mean, requires_grad=True) for _ in range(2))
+        bounds_of = getattr(getattr(model, "posterior", None), "scale_bounds", None)
+        limits = [(bound / scale).log() for bound in bounds_of] if bounds_of is not None else None
         optimizer = torch.optim.Adam([shift, stretch], lr=lr)
         for step in range(steps):
             optimizer.param_groups[0]["lr"] = lr * (1 - step / steps)
@@ -161,6 +163,9 @@ def refine(
                 loss = -_elbo(model, batch, posterior, prior, noise).mean(0).sum()
                 shift.grad, stretch.grad = torch.autograd.grad(loss, [shift, stretch])
             optimizer.step()
+            if limits is not None:
+                with torch.no_grad():
+                    stretch.clamp_(*limits)
         refined = diagonal_gaussian((mean + scale * shift).detach(), (scale * stretch.exp()).detach())
         noise = _noise(mean, held_out, generator)
         chunk = max(1, batch_tokens // max(batch.targets.numel(), 1))

@@ -152,17 +152,18 @@ def decompose(
     )
 
 
-def aggregate_log_prob(posteriors: Sequence[Distribution], z: Tensor) -> Tensor:
+def aggregate_log_prob(posteriors: Sequence[Distribution], z: Tensor, *, every: int = 1) -> Tensor:
     """Returns log q(z) = log (1/N) sum_j q(z|x_j), (M,) float64 nats, for z (M, D).
 
     Args:
         posteriors: q(z|x) of N sentences, batch by batch.
         z: (M, D).
+        every: only every so many-th sentence, from the first on, stands for q; N is their number.
     """
     gaussian = _joined(posteriors)
     if gaussian is None:
-        return _aggregate_by_log_prob(posteriors, z)
-    mean, scale = gaussian
+        return _aggregate_by_log_prob(posteriors, z, every)
+    mean, scale = (part[::every] for part in gaussian)
     count, dimensions = mean.shape
     # Centred, so that the squares below cancel as little as they can.
     centre = mean.mean(0)
@@ -181,7 +182,7 @@ def aggregate_log_prob(posteriors: Sequence[Distribution], z: Tensor) -> Tensor:
     return torch.cat(parts) - math.log(count)
 
 
-def _aggregate_by_log_prob(posteriors: Sequence[Distribution], z: Tensor) -> Tensor:
+def _aggregate_by_log_prob(posteriors: Sequence[Distribution], z: Tensor, every: int) -> Tensor:
     sizes = [_size(posterior) for posterior in posteriors]
     # A flow keeps some hundred numbers a pair and dimension while it is asked.
     rows = max(1, PAIRS_AT_ONCE // (16 * max(sizes) * z.shape[-1]))
@@ -189,8 +190,8 @@ def _aggregate_by_log_prob(posteriors: Sequence[Distribution], z: Tensor) -> Ten
     for begin in range(0, len(z), rows):
         some = z[begin : begin + rows, None]  # (rows, 1, D)
         pairs = [float64(q.log_prob(some.expand(-1, size, -1))) for q, size in zip(posteriors, sizes)]
-        parts.append(torch.logsumexp(torch.cat(pairs, -1), -1))
-    return torch.cat(parts) - math.log(sum(sizes))
+        parts.append(torch.logsumexp(torch.cat(pairs, -1)[:, ::every], -1))
+    return torch.cat(parts) - math.log(-(-sum(sizes) // every))
 
 
 def _own_log_prob(posteriors: Sequence[Distribution], z: Tensor) -> Tensor:
@@ -220,7 +221,7 @@ def active_units(means: Tensor, threshold: float = 0.01) -> int:
 
     Args:
         means: (N, D) posterior means.
-        threshold: on the variance, latent units squared.
+        threshold: on the variance, latent units squared: a hundredth of the variance of a standard normal prior.
 
     References:
         Burda 2016, arXiv 1509.00519, section 5.2.

@@ -13,11 +13,13 @@ from torch.distributions import Distribution
 from textvae.distributed import all_results, alone, is_mine
 from textvae.errors import UserError
 from textvae.evaluation import aggregate, bounds, intervals, latents, text
-from textvae.latent.posteriors import Point
+from textvae.latent.posteriors import Point, diagonal_gaussian
+from textvae.latent.vmf import UniformSphere
 from textvae.seeds import drawn_from
 from textvae.types import Batch
 
 DECOMPOSED = 1_000  # sentences about, whose KL a quick report takes apart
+ACTIVE = 0.01  # of a unit's variance, under a prior of variance 1
 QUICK_PAIRS = 2**24  # log q(z_i | x_j) a quick report computes: about half a second on one core
 
 
@@ -88,6 +90,7 @@ def evaluate(
     bleu_tokenize: str = "none",
     mutual_information_sentences: int = 10_000,
     whole: bool = False,
+    fitted: Distribution | None = None,
     together: bool = False,
 ) -> dict[str, Any]:
     """Returns every figure of a set of sentences.
@@ -104,6 +107,7 @@ def evaluate(
         mutual_information_sentences: the average is over so many at most; the aggregate posterior is of all.
         whole: adds `aggregate` (the figures of `evaluation.aggregate`: how the aggregate posterior lies to the prior,
             and the parts of the KL) and `per_sentence`.
+        fitted: a prior fitted after training, which samples are drawn from; `aggregate` has distances to it, too.
         together: whether the processes, each of which makes this call, share the likelihoods out; no figure changes.
 
     Returns:
@@ -135,7 +139,7 @@ def evaluate(
     rebuilt = reconstruct() if model.latent_dim and reconstruct is not None and references else None
     figures |= _text_figures(rebuilt, references, bleu_tokenize)
     _require_finite(figures)
-    return {**figures, **_whole(found, per_sentence, generator)} if whole else figures
+    return {**figures, **_whole(found, per_sentence, fitted, generator)} if whole else figures
 
 
 def _likelihoods(
@@ -207,12 +211,17 @@ def _require_finite(figures: dict[str, Any]) -> None:
             )
 
 
-def _whole(found: _Pass, per_sentence: dict[str, Tensor], generator: torch.Generator | None) -> dict[str, Any]:
+def _whole(
+    found: _Pass,
+    per_sentence: dict[str, Tensor],
+    fitted: Distribution | None,
+    generator: torch.Generator | None,
+) -> dict[str, Any]:
     figures: dict[str, Any] = {}
     if found.prior is not None:
         with torch.inference_mode():
             figures["aggregate"] = aggregate.figures(
-                found.posteriors, found.prior, found.z, generator=generator or torch.Generator()
+                found.posteriors, found.prior, found.z, fitted=fitted, generator=generator or torch.Generator()
             )
     return {**figures, "per_sentence": {name: values.tolist() for name, values in per_sentence.items()}}
 
@@ -270,18 +279,16 @@ def _mutual_information(found: _Pass, *, at_most: int) -> float:
 
 
 def _kl_parts(found: _Pass) -> dict[str, float]:
-    """The parts of the KL on some of the batches, for its time grows with the square of the sentences."""
-    if found.prior is None or latents.gaussian_parameters(found.posteriors[0]) is None:
+    """The parts of the KL on some of the sentences, for its time grows with their square."""
+    pairs = [latents.gaussian_parameters(posterior) for posterior in found.posteriors]
+    known = [pair for pair in pairs if pair is not None]
+    if found.prior is None or len(known) < len(pairs):
         return {}
-    sizes = [posterior.batch_shape[0] for posterior in found.posteriors]
-    # Batches stand in order of length: every so many-th of them is like the whole.
-    every = max(1, math.ceil(sum(sizes) / DECOMPOSED))
-    chosen = range(0, len(sizes), every)
-    draws = found.z.split(sizes, dim=1)
+    # Sentences stand in order of length: every so many-th of them is like the whole.
+    every = max(1, math.ceil(found.z.shape[1] / DECOMPOSED))
     with torch.inference_mode():
-        parts = latents.decompose(
-            [found.posteriors[i] for i in chosen], found.prior, torch.cat([draws[i] for i in chosen], dim=1)
-        )
+        mean, scale = (torch.cat(column)[::every] for column in zip(*known))
+        parts = latents.decompose([diagonal_gaussian(mean, scale)], found.prior, found.z[:, ::every])
     return {
         "kl_part_mutual_information": parts.mutual_information,
         "kl_part_total_correlation": parts.total_correlation,
@@ -292,8 +299,10 @@ def _kl_parts(found: _Pass) -> dict[str, float]:
 def _active_units(found: _Pass) -> int:
     if not found.posteriors:
         return 0
+    # On the unit sphere a dimension has a D-th of a standard normal's variance.
+    threshold = ACTIVE / found.z.shape[-1] if isinstance(found.prior, UniformSphere) else ACTIVE
     with torch.inference_mode():
-        return latents.active_units(torch.cat([posterior.mean for posterior in found.posteriors]))
+        return latents.active_units(torch.cat([posterior.mean for posterior in found.posteriors]), threshold)
 
 
 def _kl_by_dimension(found: _Pass) -> list[float] | None:

@@ -165,6 +165,7 @@ def _report(part: Part, whole: bool) -> tuple[dict[str, Any], list[str]]:
         references=spaced(part.references, part.kind),
         reconstruct=reconstruct,
         whole=whole,
+        fitted=part.vae.fitted_prior() if whole and part.vae.fitted_prior is not None else None,
         together=part.vae.together,
         bleu_tokenize=_bleu_tokenizer(part),
     )
@@ -229,6 +230,7 @@ def _settings(part: Part) -> dict[str, Any]:
         "posterior": posterior if vae.latent_dim else None,
         "samples_by": generation.model_dump(exclude_none=True),
         "reconstructions_by": "greedy",
+        "paths_by": "linear" if vae.latent_dim else None,
     }
 
 

@@ -222,9 +222,11 @@ def _sampler(settings: Generation, seeds: Tensor) -> Pick:
 def _beam_search(model: StepModel, z: Tensor, settings: Generation, words: _Words) -> Generated:
     """Beam search for all sentences at once; returns each one's best hypothesis.
 
-    A sentence keeps its best finished hypothesis and its `beam_size` best unfinished ones. Scores only fall, so an
-    unfinished one that is not above the finished one can never win: it leaves the batch, and a sentence is done when
-    it has none left. At `max_length` the unfinished compete as they are.
+    A sentence keeps its best finished hypothesis and its `beam_size` best unfinished ones. One finishes where its </s>
+    is among the `beam_size` best words of all: any hypothesis could end at any step, and the likeliest sentence of many
+    models is the empty one (Stahlberg & Byrne 2019, arXiv 1908.10090). Scores only fall, so an unfinished one that is
+    not above the finished one can never win: it leaves the batch, and a sentence is done when it has none left. At
+    `max_length` the unfinished compete as they are. A beam of 1 is greedy.
     """
     sentences, width = len(z), settings.beam_size
     at, state = z, model.start(z)
@@ -249,10 +251,6 @@ def _beam_search(model: StepModel, z: Tensor, settings: Generation, words: _Word
         ended = best.new_full((sentences, width), -torch.inf)
         ended[owner, slot] = score + log_p[:, words.eos]
         top, place = ended.max(-1)
-        better = top > best
-        best = torch.where(better, top, best)
-        best_length = torch.where(better, step, best_length)
-        best_row = torch.where(better, row_of.gather(1, place[:, None]).squeeze(1), best_row)
 
         log_p[:, words.eos] = -torch.inf
         values, following = largest(log_p, min(width, log_p.shape[1]))  # (R, k)
@@ -260,6 +258,10 @@ def _beam_search(model: StepModel, z: Tensor, settings: Generation, words: _Word
         grown = best.new_full((sentences, width, count), -torch.inf)
         grown[owner, slot] = score[:, None] + values
         scores, index = grown.flatten(1).topk(width)  # (sentences, width), best first
+        better = (top > best) & (top >= scores[:, -1])
+        best = torch.where(better, top, best)
+        best_length = torch.where(better, step, best_length)
+        best_row = torch.where(better, row_of.gather(1, place[:, None]).squeeze(1), best_row)
         alive = scores > best[:, None]
         owner, slot = alive.nonzero(as_tuple=True)
         if not len(owner):

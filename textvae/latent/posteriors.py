@@ -13,7 +13,7 @@ from torch.distributions import Distribution, Independent, Normal, constraints, 
 from textvae.distributed import gather_rows
 from textvae.errors import UserError
 from textvae.latent.flows import FlowDistribution, FlowPosterior
-from textvae.latent.vmf import UniformSphere, VonMisesFisherPosterior
+from textvae.latent.vmf import UniformSphere, VonMisesFisher, VonMisesFisherPosterior
 from textvae.registry import Registry
 
 # Added to the batch's variance of a mean: far below any real one, or the scale would not be the given one.
@@ -221,6 +221,11 @@ class DeltaPosterior(nn.Module):
             )
         self.head = nn.Linear(feature_dim, 2 * latent_dim)
 
+    @property
+    def scale_bounds(self) -> tuple[float, float]:
+        """The least and the largest standard deviation that a posterior of the family has."""
+        return self.lowest_scale, self.highest_scale
+
     def forward(self, features: Tensor) -> Distribution:
         """Returns q(z|x), batch (B,), event (D,), of features (B, F)."""
         mean, raw = at_least_float32(self.head(features)).chunk(2, dim=-1)
@@ -243,12 +248,15 @@ def sample(posterior: Distribution, samples: int, noise: Tensor | None = None) -
         posterior: q(z|x).
         samples: S.
         noise: (S, B, D) standard normal draws to use in place of new ones, where q is Gaussian or a flow from a
-            Gaussian; then a sentence's z does not depend on which process or batch the sentence is in.
+            Gaussian, or, without gradients, a von Mises-Fisher; then a sentence's z does not depend on which process or
+            batch the sentence is in.
     """
     if noise is not None and isinstance(posterior, Independent) and isinstance(posterior.base_dist, Normal):
         base = posterior.base_dist
         return base.loc + base.scale * noise.to(base.loc)
     if noise is not None and isinstance(posterior, FlowDistribution):
+        return posterior.from_noise(noise)
+    if noise is not None and isinstance(posterior, VonMisesFisher) and not torch.is_grad_enabled():
         return posterior.from_noise(noise)
     return posterior.rsample(torch.Size([samples]))
 

@@ -16,6 +16,7 @@ from textvae.latent.divergences import shown
 
 # Wood's proposal is accepted with probability 0.65 at the least: all of so many fail once in 10^14 draws.
 PROPOSALS = 32
+ANGLES = 8192  # of a table of the distribution function
 
 
 @functools.lru_cache(maxsize=256)
@@ -44,6 +45,24 @@ def mean_resultant_length(dimensions: int, kappa: float) -> float:
 def log_sphere_area(dimensions: int) -> float:
     """Returns log(2 pi^(D/2) / Gamma(D/2)), the area of the unit sphere of R^D."""
     return math.log(2.0) + 0.5 * dimensions * math.log(math.pi) - math.lgamma(0.5 * dimensions)
+
+
+@functools.lru_cache(maxsize=16)
+def angle_table(dimensions: int, kappa: float) -> tuple[Tensor, Tensor]:
+    """Returns angles between z and mu and the distribution function at each, (ANGLES,) float64, of von Mises-Fisher.
+
+    The angle t has the density exp(kappa cos t) sin(t)^(D-2), summed by the trapezoid rule between the angles beyond
+    which less than 10^-15 of it lies.
+    """
+    wide = torch.linspace(0, math.pi, ANGLES, dtype=torch.float64)
+    log_density = kappa * (wide.cos() - 1) + (dimensions - 2) * wide.sin().clamp_min(1e-300).log()
+    inside = wide[log_density > log_density.max() - 50]
+    step = math.pi / (ANGLES - 1)
+    ends = max(float(inside[0]) - step, 0.0), min(float(inside[-1]) + step, math.pi)
+    angles = torch.linspace(*ends, ANGLES, dtype=torch.float64)
+    log_density = kappa * (angles.cos() - 1) + (dimensions - 2) * angles.sin().clamp_min(1e-300).log()
+    summed = torch.cumulative_trapezoid((log_density - log_density.max()).exp(), angles)
+    return angles, torch.cat([summed.new_zeros(1), summed / summed[-1]])
 
 
 class UniformSphere(Distribution):
@@ -156,10 +175,34 @@ class VonMisesFisher(Distribution):
         shape = self._extended_shape(torch.Size(sample_shape))
         along, across = self._cosines(shape[:-1])
         noise = torch.randn(shape, dtype=self.loc.dtype, device=self.loc.device)
+        return along[..., None] * self.loc + across[..., None] * self._tangent(noise)
+
+    @torch.no_grad()
+    def from_noise(self, noise: Tensor) -> Tensor:
+        """Returns the draws, without gradients, that standard normal noise (S, ..., D) makes, row for row.
+
+        The direction of the noise's part orthogonal to mu is v; the square of its length, of which v knows nothing, is
+        a chi-square of D - 1 degrees of freedom, and its distribution function the uniform number whose quantile the
+        angle between z and mu is.
+        """
+        noise = noise.to(self.loc)
+        length = (noise - (noise * self.loc).sum(-1, keepdim=True) * self.loc).norm(dim=-1)
+        share = torch.special.gammainc(torch.full_like(length, 0.5 * (self._dimensions - 1)), 0.5 * length.square())
+        angles, known = (table.to(share.device) for table in angle_table(self._dimensions, self.concentration))
+        share = share.double()
+        right = torch.searchsorted(known, share).clamp(1, len(known) - 1)
+        low, high = known[right - 1], known[right]
+        within = ((share - low) / (high - low)).clamp(0, 1)
+        angle = (angles[right - 1] + within * (angles[right] - angles[right - 1])).to(self.loc)[..., None]
+        z: Tensor = angle.cos() * self.loc + angle.sin() * self._tangent(noise)
+        return z
+
+    def _tangent(self, noise: Tensor) -> Tensor:
+        """Unit vectors orthogonal to mu, along what the noise has that way."""
         tangent = noise
         for _ in range(2):  # of noise nearly along mu the first leaves digits that cancelled
             tangent = nn.functional.normalize(tangent - (tangent * self.loc).sum(-1, keepdim=True) * self.loc, dim=-1)
-        return along[..., None] * self.loc + across[..., None] * tangent
+        return tangent
 
     @torch.no_grad()
     def _cosines(self, shape: torch.Size) -> tuple[Tensor, Tensor]:

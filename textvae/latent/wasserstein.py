@@ -15,6 +15,7 @@ from torch.distributions import Distribution, MultivariateNormal
 
 from textvae.distributed import gather_rows
 from textvae.latent.divergences import diagonal_gaussian, draw, shown
+from textvae.latent.vmf import UniformSphere
 
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
@@ -53,13 +54,13 @@ class MMD:
         z = gather_rows(z[0])  # (B, D), one draw a sentence
         if len(z) < 2:
             return z.sum() * 0.0
-        return mmd(z, draw(prior, len(z)), self._kernel)
+        return mmd(z, draw(prior, len(z)), self._kernel, total_variance(prior))
 
-    def _kernel(self, squared: Tensor, dimensions: int) -> Tensor:
+    def _kernel(self, squared: Tensor, variance: float) -> Tensor:
         scales = self.scales or ([1.0] if self.kernel == "gaussian" else [0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0])
         result = torch.zeros_like(squared)
         for scale in scales:
-            constant = 2.0 * dimensions * scale
+            constant = 2.0 * variance * scale
             if self.kernel == "imq":
                 result = result + constant / (constant + squared)
             else:
@@ -227,21 +228,30 @@ class Sinkhorn:
     def __call__(self, posterior: Distribution, prior: Distribution, z: Tensor) -> Tensor:
         """Returns (), in latent units squared."""
         rows = gather_rows(z[0])  # (B, D)
-        return sinkhorn(rows, draw(prior, len(rows)), self.epsilon * 2.0 * rows.shape[1], self.iterations)
+        return sinkhorn(rows, draw(prior, len(rows)), self.epsilon * 2.0 * total_variance(prior), self.iterations)
 
 
-def mmd(z: Tensor, p: Tensor, kernel: Callable[[Tensor, int], Tensor]) -> Tensor:
+def total_variance(prior: Distribution) -> float:
+    """Returns what kernels and blurs take for the prior's variance over all dimensions: half a mean squared distance.
+
+    D, as N(0, I) has it, also where a prior learns; 1 on the unit sphere, where every point is as near to 0.
+    """
+    return 1.0 if isinstance(prior, UniformSphere) else float(prior.event_shape[0])
+
+
+def mmd(z: Tensor, p: Tensor, kernel: Callable[[Tensor, float], Tensor], variance: float) -> Tensor:
     """Returns the unbiased squared MMD, (), between rows z (B, D) and p (B, D).
 
     Args:
         z: draws from one distribution.
         p: as many draws from the other.
-        kernel: (squared distances, D) -> kernel values.
+        kernel: (squared distances, variance) -> kernel values.
+        variance: of the prior over all dimensions, as `total_variance` gives it.
     """
-    count, dimensions = z.shape
+    count = len(z)
     off_diagonal = 1.0 - torch.eye(count, dtype=z.dtype, device=z.device)
-    within = kernel(_squared_distances(z, z), dimensions) + kernel(_squared_distances(p, p), dimensions)
-    between = kernel(_squared_distances(z, p), dimensions)
+    within = kernel(_squared_distances(z, z), variance) + kernel(_squared_distances(p, p), variance)
+    between = kernel(_squared_distances(z, p), variance)
     return (within * off_diagonal).sum() / (count * (count - 1)) - 2.0 * between.mean()
 
 

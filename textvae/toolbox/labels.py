@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from textvae.errors import UserError, suggest
 from textvae.generation import given
 from textvae.latent import fitted
+from textvae.latent.posteriors import sample
 from textvae.seeds import set_aside
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ def fit_by_label(
     for label in known:
         with _named(label):
             fitted.check(kind, components, sum(other == label for other in labels))
-    means, scales = vae.encode_distribution(texts)
+    means, scales = posteriors_to_fit(vae, texts, seed=seed)
     priors: dict[Hashable, nn.Module] = {}
     for label in known:
         rows = torch.tensor([other == label for other in labels])
@@ -87,6 +88,30 @@ def fit_by_label(
         with _named(label):
             priors[label] = fitted.fit(kind, means[rows], scales[rows], components=components, generator=generator)
     return LabelledPrior(priors)
+
+
+def posteriors_to_fit(vae: TextVAE, texts: Sequence[str], *, seed: int) -> tuple[Tensor, Tensor]:
+    """Returns means and standard deviations (N, D) of Gaussians that a prior can be fitted to.
+
+    Of other posteriors than Gaussian ones (flows) a draw of each, which is a Gaussian without width.
+
+    Raises:
+        UserError: posteriors on a sphere, from which a prior in the space around it draws nothing.
+    """
+    kind = vae.recipe.model.posterior.kind
+    if kind == "von_mises_fisher":
+        raise UserError(
+            "fit_prior: the run's latents lie on a sphere (model.posterior: von_mises_fisher), and what can be fitted "
+            "draws anywhere; sample from the run's own prior"
+        )
+    if kind != "flow":
+        return vae.encode_distribution(texts)
+    drawn = torch.empty(len(texts), vae.latent_dim)
+    noise = torch.randn(1, len(texts), vae.latent_dim, generator=torch.Generator().manual_seed(seed))
+    with torch.inference_mode():
+        for rows, batch in vae.batches(texts):
+            drawn[rows] = sample(vae.model.encode(batch), 1, noise[:, rows].to(vae.device))[0].float().cpu()
+    return drawn, torch.zeros_like(drawn)
 
 
 @contextlib.contextmanager
