@@ -5,6 +5,7 @@ import math
 import shutil
 
 import numpy
+import pandas
 import pytest
 import torch
 import yaml
@@ -216,6 +217,42 @@ def test_no_temperature_is_too_low_or_too_high(vae, temperature):
 def test_a_folder_without_a_run_is_named(tmp_path):
     with pytest.raises(CheckpointError, match="holds no run"):
         textvae.load(tmp_path)
+
+
+def test_a_score_is_of_the_sentences_own_draw(vae):
+    texts = sentences(30, seed=8)
+    found = vae.score(texts, seed=7)
+    noise = torch.randn(1, 30, vae.latent_dim, generator=torch.Generator().manual_seed(7))[0]
+    with torch.inference_mode():
+        for row, (text, score) in enumerate(zip(texts, found)):
+            ((_, batch),) = vae.batches([text])
+            posterior = vae.model.encode(batch)
+            z = posterior.mean + posterior.stddev * noise[row]
+            nats = -float(vae.model.log_likelihood(batch, z[None]))
+            assert score["reconstruction"] == pytest.approx(nats, abs=1e-4), row
+
+
+def test_figures_of_sentences_stand_in_the_order_of_the_corpus(values, tmp_path):
+    values["model"]["latent_dim"], values["objective"] = 0, {"kl": None}
+    vae = of_posterior(values, tmp_path)
+    texts = vae.corpus_texts("test", 30)
+    saved = vae.evaluate("test", whole=True)["per_sentence"]
+    assert saved["nll_elbo"] == pytest.approx([score["nll_elbo"] for score in vae.score(texts)], abs=1e-4)
+    assert saved["tokens"] == [score["tokens"] for score in vae.score(texts)]
+
+
+def test_labels_and_scores_must_be_as_many_as_their_texts(vae):
+    texts = sentences(4, seed=1)
+    with pytest.raises(UserError, match="probe: got 4 texts and 3 labels"):
+        vae.evaluate("test", probe=((texts, list("aba")), (texts, list("abab"))))
+    with pytest.raises(UserError, match="pairs: got 3 and 2 texts and 3 scores"):
+        vae.evaluate("test", pairs=(texts[:3], texts[:2], [1.0, 2.0, 3.0]))
+
+
+def test_a_table_is_no_list_of_texts(vae):
+    for table in ({"text": ["a"]}, pandas.DataFrame({"text": ["a", "b", "c"], "label": [0, 1, 0]})):
+        with pytest.raises(UserError, match=r"name its column of texts, as table\['text'\]"):
+            vae.encode(table)
 
 
 def test_empty_and_unknown_words_encode_and_come_back_as_something(vae):

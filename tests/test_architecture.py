@@ -15,7 +15,7 @@ PACKAGE = ROOT / "textvae"
 # A module may import from its own layer's family and from any layer below; families of one layer do not meet.
 LAYERS = [
     {"errors", "types", "registry", "recipe_yaml", "seeds", "durations"},
-    {"recipe", "distributed", "_version"},
+    {"recipe", "distributed", "_version", "written"},
     {"recipe_file", "recipe_schema", "schedules", "control", "optimizers", "averages"},
     {"text", "latent", "nets", "objective", "importance"},
     {"model", "combinations"},

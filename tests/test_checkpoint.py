@@ -11,7 +11,9 @@ import torch
 from torch import nn
 
 from textvae import checkpoint, folders
+from textvae.checkpoint import save_weights
 from textvae.errors import CheckpointError, TrainingError
+from textvae.written import whole
 
 
 class Tied(nn.Module):
@@ -106,6 +108,31 @@ def test_a_pickle_in_place_of_the_optimiser_is_not_run(tmp_path):
     with pytest.raises(CheckpointError, match=r"training\.pt"):
         checkpoint.load_checkpoint(folder, Tied())
     assert not (tmp_path / "ran").exists()
+
+
+def test_two_programs_that_write_one_file_put_whole_ones_in_its_place(tmp_path, monkeypatch):
+    path = tmp_path / "x.json"
+    with whole(path) as one:
+        one.write_text("1" * 100)
+        with monkeypatch.context() as other:
+            other.setattr(os, "getpid", lambda: 1)  # another program, which is alive
+            with whole(path) as two:
+                two.write_text("2" * 100)
+        assert path.read_text() == "2" * 100
+    assert path.read_text() == "1" * 100
+    (tmp_path / ".x.json.99999999.part").write_text("half")  # of one that was killed
+    with whole(path) as three:
+        three.write_text("3")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["x.json"]
+
+
+def test_weights_are_for_those_whom_the_mask_lets_read(tmp_path):
+    before = os.umask(0o022)
+    try:
+        save_weights(torch.nn.Linear(2, 2), tmp_path / "model.safetensors")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "model.safetensors").stat().st_mode & 0o777 == 0o644
 
 
 def test_a_half_written_checkpoint_is_never_found(tmp_path):

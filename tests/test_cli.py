@@ -1,7 +1,9 @@
 """The shell: what scripts rely on, and one line instead of a traceback."""
 
+import gzip
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -9,7 +11,9 @@ import pytest
 import yaml
 from conftest import sentences
 
+import textvae
 from textvae.cli import main
+from textvae.evaluation import page
 
 
 @pytest.fixture(scope="module")
@@ -194,6 +198,50 @@ def test_a_reader_that_leaves_early_is_no_error(folder):
     )
     assert b"Traceback" not in process.stderr
     assert b"Broken" not in process.stderr
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-"])
+def test_a_stream_that_is_closed_is_no_traceback(folder, closed):
+    command = f"{sys.executable} -m textvae sample {folder / 'run'} -n 1 --seed 0 {closed}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert done.returncode == 0
+    assert "Traceback" not in done.stderr
+
+
+def test_a_name_that_is_a_path_is_no_folder_of_runs(folder, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    for name in ("../../elsewhere", "/tmp/elsewhere", "..", "''"):
+        assert main(["train", str(folder / "recipe.yaml"), f"name={name}"]) == 2
+        assert "which names no folder within runs" in capfd.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_lines_may_be_compressed(folder, tmp_path, capfdbinary):
+    plain = (folder / "test.txt").read_bytes()
+    (tmp_path / "x.txt.gz").write_bytes(gzip.compress(plain))
+    printed = []
+    for path in (folder / "test.txt", tmp_path / "x.txt.gz"):
+        assert main(["reconstruct", str(folder / "run"), str(path), "--seed", "0"]) == 0
+        printed.append(lines(capfdbinary))
+    assert printed[0] == printed[1]
+    assert len(printed[0]) == 20
+
+
+def test_the_saved_pages_samples_are_decoded_as_it_was_asked(folder, tmp_path, monkeypatch):
+    run = shutil.copytree(folder / "run", tmp_path / "run")
+    shown = []
+    monkeypatch.setattr(page, "write", lambda result, run, samples: shown.append(samples) or ("a", "b"))
+    assert main(["evaluate", str(run), "--save", "--seed", "5", "generation.method=greedy"]) == 0
+    vae = textvae.load(run)
+    assert shown == [vae.sample(20, seed=5, method="greedy")]
+    assert shown != [vae.sample(20, seed=5)]
+
+
+def test_extends_stands_beside_a_folder_of_tokenizers(folder, tmp_path):
+    (tmp_path / "tokenizer").mkdir()
+    (tmp_path / "base.yaml").write_text((folder / "run" / "recipe.yaml").read_text())
+    (tmp_path / "mine.yaml").write_text("extends: base.yaml\n")
+    assert main(["recipe", "check", str(tmp_path / "mine.yaml")]) == 0
 
 
 def test_help_does_not_wait_for_torch():

@@ -182,6 +182,10 @@ REFUSED = {
         },
         "objective.kl.weight: geco would move a KL that is the same number",
     ),
+    "a temperature of what draws nothing": (
+        {"generation": {"method": "greedy", "temperature": 0.5}},
+        "generation.temperature: got 0.5 with method 'greedy'",
+    ),
     "an unknown distance": (
         {
             "objective": {"reconstruction": {"kind": "cosine"}},

@@ -1,5 +1,7 @@
 """What is wrong with a recipe is told by key path and layer, all at once; any text is a recipe or such an error."""
 
+import time
+
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
@@ -136,7 +138,6 @@ def test_a_mistake_about_the_data_is_named_by_its_key_path(problems, data, expec
             "{max_steps: 1, precision: bfloat16}",
             "training.precision: got 'bfloat16'; known: bf16, fp16, fp32. Did you mean 'bf16'?",
         ),
-        ("{max_steps: 1, optimizer: {lr: 1}}", "training.optimizer.kind: is missing and has no default"),
         (
             "{max_steps: 1, evaluate_every: soon}",
             "training.evaluate_every: got 'soon'; a duration is a number of steps (500) or text such as '10 epochs'",
@@ -155,6 +156,18 @@ def test_a_mistake_about_the_data_is_named_by_its_key_path(problems, data, expec
 )
 def test_a_mistake_about_the_training_is_named_by_its_key_path(problems, training, expected):
     assert problems(f"{DATA}training: {training}") == [expected]
+
+
+def test_a_recipe_of_nothing_but_mistakes_is_told_the_first_of_them_in_time(problems):
+    keys = "".join(f"k{number}: 1\n" for number in range(20_000))
+    began = time.monotonic()
+    said = problems(f"data: {{grammar: {{}}}}\ntraining: {{max_steps: 1}}\n{keys}")
+    assert time.monotonic() - began < 20  # minutes, when each was looked for among all
+    assert any("k0: unknown key" in line for line in said)
+    assert any("more such problems" in line for line in said)
+    terms = "".join(f"  t{number}: {{kind: kl}}\n" for number in range(200))
+    said = problems(f"{LEAST}objective:\n{terms}")
+    assert any("got 200 terms" in line for line in said), said
 
 
 def test_all_mistakes_are_told_at_once_with_the_file(read, tmp_path):

@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from textvae.errors import CheckpointError
+from textvae.written import reason_of, sync, whole
 
 WEIGHTS = "model.safetensors"
 RECIPE = "recipe.yaml"
@@ -128,33 +129,13 @@ def _write_weights(state: Mapping[str, Tensor], path: Path, notes: Mapping[str, 
 
 
 @contextlib.contextmanager
-def whole(path: Path) -> Iterator[Path]:
-    """A file to write beside `path`, which takes its place once it is whole and on the disk.
-
-    Raises:
-        CheckpointError: it cannot be written; what was there is as it was.
-    """
-    temporary = path.with_name(f".{path.name}.part")
-    try:
-        temporary.unlink(missing_ok=True)  # a link left there would be written through
-        yield temporary
-        _sync(temporary)
-        os.replace(temporary, path)
-        _sync(path.parent)
-    except (OSError, SafetensorError) as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()  # on a full disk the half-written file is in the way of everything else
-        raise CheckpointError(f"{path}: cannot be written ({_reason(error)}); what was there is as it was") from error
-
-
-def _reason(error: Exception) -> str:
-    return str(getattr(error, "strerror", None) or error)
-
-
-@contextlib.contextmanager
 def _opened(path: Path) -> Iterator[Any]:
     if not path.is_file():
         raise CheckpointError(f"{path}: is missing; the run has no weights yet")
+    try:
+        path.open("rb").close()  # safetensors says of a file that it may not read that there is none
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
     try:
         with safe_open(path, framework="pt") as file:
             yield file
@@ -239,10 +220,10 @@ def save_checkpoint(folder: Path, step: int, model: nn.Module, state: Mapping[st
         write_text(temporary / "state.json", json.dumps({"position": position, "sha256": files}, indent=1))
         _hide(final)
         os.replace(temporary, final)
-        _sync(parent)
+        sync(parent)
     except (OSError, CheckpointError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        reason = _reason(error.__cause__ if isinstance(error.__cause__, Exception) else error)
+        reason = reason_of(error.__cause__ if isinstance(error.__cause__, Exception) else error)
         raise CheckpointError(f"{final}: cannot be saved ({reason}); {_what_is_left(folder)}") from error
     with contextlib.suppress(OSError):  # what is too many does no harm
         for old in _checkpoints(folder)[KEPT:]:
@@ -337,12 +318,3 @@ def _load_state(path: Path) -> dict[str, Any]:
 def _file_digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    # Without this a crash of the machine can leave a renamed but empty file.
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

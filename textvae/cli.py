@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import atexit
+import contextlib
 import io
 import json
 import os
@@ -29,6 +30,7 @@ OUT_OF_MEMORY = (
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command and returns its exit code: 0, or 2 for a user's mistake, 130 when interrupted."""
+    _open_streams()
     given = list(sys.argv[1:] if arguments is None else arguments)
     options, rest = build_parser(_version()).parse_known_args(given)
     if rest:
@@ -46,24 +48,39 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     except UserError as error:
         if _speaks(error):
-            print(f"textvae: {error}", file=sys.stderr)
+            _complain(str(error))
         return error.exit_code
     except BrokenPipeError:
         # The reader left (`| head`); python would complain once more when it closes standard output.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt:
-        print("textvae: interrupted", file=sys.stderr)
+        _complain("interrupted")
         return 130
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        print(f"textvae: {where}{error.strerror or error}", file=sys.stderr)
+        _complain(f"{where}{error.strerror or error}")
         return 2
     except (MemoryError, RuntimeError) as error:
         if not _is_of_memory(error):
             raise
-        print(f"textvae: {OUT_OF_MEMORY} ({str(error).partition(chr(10))[0] or 'MemoryError'})", file=sys.stderr)
+        _complain(f"{OUT_OF_MEMORY} ({str(error).partition(chr(10))[0] or 'MemoryError'})")
         return 2
+
+
+def _complain(text: str) -> None:
+    with contextlib.suppress(OSError):  # where nobody reads it, the exit code says it
+        print(f"textvae: {text}", file=sys.stderr)
+
+
+def _open_streams() -> None:
+    """Gives a program that was started without one of its streams an empty one, and names of any letters a way out."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115  # open to the end
+        elif mode == "w" and hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _speaks(error: UserError) -> bool:
@@ -118,10 +135,13 @@ def _train(options: argparse.Namespace) -> None:
     _at_most("--processes", options.processes, 1024)
     if options.out == "":
         raise UserError("--out: got '', which names no folder; leave it out for runs/NAME")
+    if not options.out and (not recipe.name.strip(". ") or set("/\\\0") & set(recipe.name)):
+        raise UserError(f"name: got {recipe.name!r}, which names no folder within runs; give another, or --out")
     folder = Path(options.out or Path("runs") / recipe.name)
     if launch.wanted(options.processes):
         launch.relaunch(options.processes, gpus=launch.has_gpu(), then=launch.GO_ON)
         return
+    launch.end_with_launcher()
     atexit.register(launch.leave)
     train(recipe, folder, resume=options.resume, quiet=options.quiet)
 
@@ -239,12 +259,14 @@ def _load(options: argparse.Namespace) -> Any:
 
 def _lines(file: str) -> list[str]:
     """The lines of a file or of standard input; an empty line is an empty sentence, so that rows stay in step."""
+    from textvae.text.files import COMPRESSIONS, decoded, sentences, without_newline
+
+    if file != "-" and Path(file).suffix.lower() in COMPRESSIONS:
+        return [text or "" for text in sentences(file, "text", "text")]
     if file == "-":
         data, name = sys.stdin.buffer.read(), "standard input"
     else:
         data, name = Path(file).read_bytes(), file
-    from textvae.text.files import decoded, without_newline
-
     return [without_newline(line) for line in decoded(io.BytesIO(data), name)]
 
 

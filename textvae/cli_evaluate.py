@@ -45,7 +45,8 @@ def evaluate(options: argparse.Namespace) -> None:
         **labelled,
     )
     if options.save:
-        _save_evaluation(vae, Path(options.run), result, options.seed)
+        decoding = _decoding_of(recipe.generation) if recipe is not None else {}
+        _save_evaluation(vae, Path(options.run), result, options.seed, decoding)
         for name in ("per_sentence", "fingerprint", "reconstructions"):
             result.pop(name, None)
     if launch.is_first() and result["dropped"]:
@@ -65,6 +66,13 @@ def evaluate(options: argparse.Namespace) -> None:
     width = max(len(name) for name, _ in rows)
     for name, value in rows:
         print(f"{name:<{width}}  {value}")
+
+
+def _decoding_of(generation: Any) -> dict[str, Any]:
+    """The options of decoding that a recipe sets, less those that its method knows nothing of."""
+    foreign = {"beam": ("temperature", "top_k", "top_p"), "sample": ("beam_size",)}
+    left = foreign.get(generation.method, ("temperature", "top_k", "top_p", "beam_size"))
+    return {name: value for name, value in generation if value is not None and name not in left}
 
 
 def _labelled_options(options: argparse.Namespace) -> dict[str, Any]:
@@ -98,12 +106,12 @@ def _labelled_options(options: argparse.Namespace) -> dict[str, Any]:
     return found
 
 
-def _save_evaluation(vae: Any, run: Path, result: dict[str, Any], seed: int) -> None:
+def _save_evaluation(vae: Any, run: Path, result: dict[str, Any], seed: int, decoding: dict[str, Any]) -> None:
     from textvae import launch
     from textvae.checkpoint import write_text
     from textvae.evaluation import page
 
-    texts = vae.sample(20, seed=seed)  # by all processes, where there are several
+    texts = vae.sample(20, seed=seed, **decoding)  # by all processes, where there are several
     if not launch.is_first():
         return
     write_text(run / f"evaluation-{result['split']}.json", json.dumps(result, allow_nan=False))

@@ -74,6 +74,14 @@ def contradictions(recipe: Recipe) -> list[str]:
         )
     if model.posterior.kind == "point" and training.aggressive is not None:
         found.append("training.aggressive: goes by mutual information, which a posterior of kind point has not")
+    generation = recipe.generation
+    drawn = {"temperature": generation.temperature != 1.0, "top_k": generation.top_k, "top_p": generation.top_p}
+    found += [
+        f"generation.{key}: got {getattr(generation, key)} with method {generation.method!r}, which draws nothing; "
+        f"leave {key} out or set method: sample"
+        for key, given in drawn.items()
+        if given and generation.method != "sample"
+    ]
     data = recipe.data
     if data.streaming and "train" in (data.limit or {}) and (data.stream_workers > 1 or data.stream_shares):
         found.append(

@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import ctypes
 import logging
 import os
+import signal
+import site
 import sys
 import tempfile
 import uuid
+from pathlib import Path
 from typing import NoReturn
 
 import torch
@@ -21,7 +25,22 @@ from textvae.distributed import rank
 from textvae.errors import Interrupted, TrainingError, UserError
 
 STARTED = "TEXTVAE_STARTED"
+PR_SET_PDEATHSIG = 1  # of Linux's prctl
 GO_ON = "What was saved can be gone on from with --resume"
+
+
+def end_with_launcher() -> None:
+    """Has the system tell this process to save and end where its launcher dies, which could not tell it any more."""
+    if STARTED in os.environ and "RANK" in os.environ and sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def _find_textvae_again() -> None:
+    """A clone that is not installed is found by the processes, too, which do not look into the current folder."""
+    place = str(Path(__file__).resolve().parents[1])
+    if place not in site.getsitepackages():
+        before = os.environ.get("PYTHONPATH")
+        os.environ["PYTHONPATH"] = place if not before else f"{place}{os.pathsep}{before}"
 
 
 def wanted(processes: int | None) -> bool:
@@ -59,6 +78,7 @@ def joined(*, gpus: bool) -> bool:
         raise UserError(f"environment: WORLD_SIZE={several}; it should be how many processes there are")
     if int(several) < 2:
         return False
+    end_with_launcher()
     from accelerate import PartialState
 
     try:
@@ -125,6 +145,9 @@ def relaunch(processes: int | None, *, gpus: bool, then: str = "") -> None:
         os.environ.setdefault("NCCL_P2P_DISABLE", "1")
         os.environ.setdefault("NCCL_IB_DISABLE", "1")
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
+    _find_textvae_again()
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:  # started by nohup
+        os.environ.setdefault("TORCHELASTIC_SIGNALS_TO_HANDLE", "SIGTERM,SIGINT,SIGQUIT")
     for name in ("", ".agent.server.api"):  # what they would say stands below
         logging.getLogger(f"torch.distributed.elastic{name}").setLevel(logging.CRITICAL)
     try:
@@ -141,7 +164,7 @@ def relaunch(processes: int | None, *, gpus: bool, then: str = "") -> None:
                 local_addr="127.0.0.1",
                 max_restarts=0,
             )
-            elastic_launch(config, sys.executable)("-u", "-m", "textvae", *sys.argv[1:])
+            elastic_launch(config, sys.executable)("-u", "-P", "-m", "textvae", *sys.argv[1:])
     except SignalException as error:  # passed on to the processes, which have saved and ended
         raise Interrupted(f"stopped by {error.sigval.name}. {then}".rstrip()) from error
     except ChildFailedError as error:

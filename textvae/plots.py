@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from textvae.checkpoint import whole
 from textvae.folders import CURVES, metrics
+from textvae.written import whole
 
 Rows = Sequence[Mapping[str, Any]]
 

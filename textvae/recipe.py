@@ -194,6 +194,12 @@ class Objective(Frozen):
         rest = {k: v for k, v in values.items() if k == "reconstruction"}
         return {**rest, "terms": terms}
 
+    @model_validator(mode="after")
+    def _not_too_many(self) -> Self:
+        if len(self.terms) > 100:
+            raise ValueError(f"got {len(self.terms):,} terms; should be at most 100")
+        return self
+
 
 class StartFrom(Frozen):
     """A finished run whose parameters this training starts from; the rest start as `model.initialization` says.
@@ -246,7 +252,7 @@ class Training(Frozen):
     start_from: StartFrom | None = Field(default=None, description="parameters of a finished run to start from")
     aggressive: Aggressive | None = Field(default=None, description="aggressive training of the encoder")
     semi_amortized: SemiAmortized | None = Field(default=None, description="gradient steps on each posterior")
-    optimizer: Section = section("adamw", lr=1e-3)
+    optimizer: Annotated[Section, defaults_to("adamw")] = section("adamw", lr=1e-3)
     lr_schedule: Annotated[Section, defaults_to("constant")] = section("constant")
     decay: Annotated[Section, defaults_to("plateau")] | None = Field(
         default=None, description="lowers the learning rate when validation stalls"

@@ -158,7 +158,7 @@ def _read_layers(path: Path, chain: tuple[Path, ...], layers: list[_Layer]) -> N
     parents = [parents] if isinstance(parents, str) else parents
     if not isinstance(parents, list) or not all(isinstance(name, str) and name for name in parents):
         raise RecipeError([f"extends: got {parents!r}; it names a recipe file, or a list of them"], source)
-    if parents and (path.parent / "tokenizer").is_dir():
+    if parents and (path.parent / "tokenizer").is_dir() and (path.parent / "metrics.jsonl").exists():
         # It may be a stranger's, and would have any file read that its reader can.
         raise RecipeError([f"extends: got {parents!r}; a run folder's recipe is whole and extends nothing"], source)
     for name in parents:
@@ -226,6 +226,11 @@ def _check_sources(values: Mapping[str, Any], source: str) -> None:
     if len(given) > 1:
         allowed = f"exactly one source is needed: {', '.join(SOURCES)}"
         raise RecipeError([f"data: got {' and '.join(given)}; {allowed}"], source)
+
+
+def with_absolute_paths(recipe: Recipe) -> Recipe:
+    """Returns a recipe whose paths, relative to the current folder where it was made in Python, are absolute."""
+    return Recipe.model_validate(_with_absolute_paths(recipe.resolved(), Path.cwd()))
 
 
 def _with_absolute_paths(values: dict[str, Any], folder: Path) -> dict[str, Any]:

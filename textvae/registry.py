@@ -22,6 +22,8 @@ import pydantic
 
 from textvae.errors import UserError, suggest
 
+LARGEST_REPORT = 200  # problems of one section
+
 
 class UntrustedCodeError(UserError):
     """A dotted path to a user's class, found where running it was not allowed."""
@@ -151,12 +153,12 @@ def problems_of(
     # Where a type is a union, pydantic reports a problem for each of its members; they are gathered by key path.
     wrong_types: dict[str, tuple[str, list[str]]] = {}
     others: dict[str, list[str]] = {}
-    order: list[str] = []
-    for item in error.errors(include_url=False):
+    order: dict[str, None] = {}
+    # A recipe of nothing but mistakes is told the first of them, and in time.
+    for item in error.errors(include_url=False)[:LARGEST_REPORT]:
         keys = [*([path] if path else []), *_written(item, values)]
         where = ".".join(keys)
-        if where not in order:
-            order.append(where)
+        order.setdefault(where)
         if item["type"].endswith("_type"):
             allowed = wrong_types.setdefault(where, (_shown(item["input"]), []))[1]
             if (expected := _expected(item["msg"])) not in allowed:
@@ -171,7 +173,8 @@ def problems_of(
         if where in wrong_types and not further:
             found, allowed = wrong_types[where]
             messages.append(f"{where}: got {found}; should be {' or '.join(allowed)}")
-    return messages
+    more = error.error_count() - LARGEST_REPORT
+    return [*messages, f"{path or 'the recipe'}: and {more:,} more such problems"] if more > 0 else messages
 
 
 def _message(item: Any, where: str, model: type[pydantic.BaseModel], beside: Sequence[str]) -> str:

@@ -4,6 +4,7 @@ import json
 
 import pytest
 from conftest import sentences
+from tokenizers import Tokenizer
 
 from textvae.hub.tokenizer import save_for_transformers
 from textvae.recipe import Data
@@ -87,6 +88,16 @@ def test_a_file_without_special_tokens_gets_them_where_the_run_has_them(tmp_path
     whole = Tokenizer.from_file(str(tmp_path / "saved" / "tokenizer.json"))
     assert whole.encode("the cat saw").ids == tokenizer.encode(["the cat saw"])[0]
     assert whole.token_to_id("<pad>") == tokenizer.pad_id
+
+
+@pytest.mark.parametrize("kind", ["word", "byte", "character"])
+def test_a_greek_word_in_capitals_ends_in_its_own_small_letter(tmp_path, kind):
+    tokenizer = tokenizers.train({"kind": kind}, ["της του ος οσα σας"] * 3)
+    data = Data(grammar={}, lowercase=True)
+    assert save_for_transformers(tokenizer, tmp_path, data)
+    whole = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    text = "ΤΗΣ ΟΣ ΣΑΣ, ΟΣΑ. ΤΗΣ"
+    assert [whole.encode(text).ids] == tokenizer.encode([text.lower()])
 
 
 def test_sentencepiece_has_no_such_form(tmp_path):

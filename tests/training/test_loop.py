@@ -290,10 +290,19 @@ def test_a_stream_trains_and_resumes_to_the_bit(values, tmp_path):
     assert_same(last_weights(run), last_weights(whole))
 
 
-def test_a_resumed_run_notices_that_its_corpus_is_another(values, tmp_path):
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param(lambda text: text + "one more sentence\n", id="longer"),
+        pytest.param(lambda text: "".join(reversed(text.splitlines(keepends=True))), id="reversed"),
+        pytest.param(lambda text: text.replace("cat", "dog"), id="other words of the same lengths"),
+    ],
+)
+def test_a_resumed_run_notices_that_its_corpus_is_another(values, tmp_path, change):
     run = train(recipe(values, max_steps=5), tmp_path / "run", quiet=True)
     path = Path(values["data"]["files"]["train"])
-    path.write_text(path.read_text() + "one more sentence\n")
+    text = path.read_text()
+    path.write_text(change(text))
     before = {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
     with pytest.raises(CheckpointError, match=r"its corpus is not the one .*start_from"):
         train(recipe(values, max_steps=10), run, resume=True, quiet=True)
@@ -342,6 +351,52 @@ def test_the_middle_of_an_epoch_in_shares_is_gone_on_with_by_as_many_processes(v
     saved["position"] |= {"step_in_epoch": 0, "epoch": 1}
     state.write_text(json.dumps(saved))
     train(recipe(values, max_steps=6), run, resume=True, quiet=True)
+
+
+@pytest.mark.parametrize("change", [{"batch_tokens": 25}, {}], ids=str)
+def test_batches_that_are_others_for_other_processes_are_gone_on_with_by_as_many(values, tmp_path, change):
+    values["training"].update(change)
+    run = train(recipe(values, max_steps=3), tmp_path / "run", quiet=True)
+    state = latest_checkpoint(run) / "state.json"
+    saved = json.loads(state.read_text())
+    assert (saved["position"]["processes"], saved["position"]["step_in_epoch"]) == (1, 3)
+    saved["position"]["processes"] = 2  # as two would have left it
+    state.write_text(json.dumps(saved))
+    if change:
+        with pytest.raises(CheckpointError, match=r"batches are others for another number .* --processes 2"):
+            train(recipe(values, max_steps=6), run, resume=True, quiet=True)
+        saved["position"] |= {"step_in_epoch": 0, "epoch": 1}
+        state.write_text(json.dumps(saved))
+    train(recipe(values, max_steps=6), run, resume=True, quiet=True)
+
+
+def test_saved_evaluations_go_with_the_weights_that_they_are_of(values, tmp_path):
+    run = train(recipe(values, max_steps=10, evaluate_every=10), tmp_path / "run", quiet=True)
+    assert main(["evaluate", str(run), "--save", "evaluation.iw_samples=2"]) == 0
+    assert (run / "evaluation-test.json").exists()
+    train(recipe(values, max_steps=60, evaluate_every=10), run, resume=True, quiet=True)
+    assert not list(run.glob("evaluation-*"))
+
+
+def test_a_recipe_made_in_python_is_read_again_from_its_runs_folder(values, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    values["data"]["files"] = {part: os.path.relpath(path) for part, path in values["data"]["files"].items()}
+    run = train(recipe(values, max_steps=2), Path("runs/one"), quiet=True)
+    again = textvae.load_recipe(run / "recipe.yaml")
+    assert again.data.files == {part: str(tmp_path / path) for part, path in values["data"]["files"].items()}
+    assert textvae.load(run).evaluate("test")["sentences"] > 0
+    with pytest.raises(UserError, match=r"recipe: got 'r\.yaml'; textvae\.load_recipe"):
+        train("r.yaml", tmp_path / "two")
+
+
+def test_a_training_goes_on_when_nobody_reads_what_it_says(values, tmp_path):
+    values["training"].update(max_steps=60, evaluate_every=10)
+    arguments = [word for word in command(values, tmp_path, "--out", str(tmp_path / "run")) if word != "--quiet"]
+    process = subprocess.Popen(arguments, env=environment(), stderr=subprocess.PIPE)
+    process.stderr.readline()
+    process.stderr.close()
+    assert process.wait(timeout=120) == 0
+    assert latest_checkpoint(tmp_path / "run").name == "step-000000060"
 
 
 def test_a_stream_says_what_it_leaves_out_once_and_counts_it_once(values, tmp_path, capfd):

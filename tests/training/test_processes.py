@@ -59,6 +59,11 @@ def trained(values, folder: Path, run: Path, processes: int, *arguments: str) ->
     return run
 
 
+def tokens_of(run: Path) -> int:
+    """Target tokens of all steps, as the run's speed goes by them."""
+    return json.loads((latest_checkpoint(run) / "state.json").read_text())["position"]["tokens"]
+
+
 def state_of(run: Path) -> dict:
     """What controllers and critics hold."""
     return torch.load(latest_checkpoint(run) / "training.pt", weights_only=True)["objective"]
@@ -67,6 +72,7 @@ def state_of(run: Path) -> dict:
 def assert_same(run: Path, other: Path) -> None:
     (one, two) = (load_file(latest_checkpoint(folder) / "model.safetensors") for folder in (run, other))
     assert one.keys() == two.keys()
+    assert tokens_of(run) == tokens_of(other)
     for name, tensor in one.items():
         torch.testing.assert_close(
             two[name], tensor, atol=2e-5, rtol=1e-3, msg=lambda said, name=name: f"{name}: {said}"

@@ -139,8 +139,16 @@ def _check(vae: Any, asked: Asked) -> None:
             "samples or more, thousands to learn much, and 1 step or more"
         )
     if asked.pairs:
-        pearson(asked.pairs[2], asked.pairs[2])  # refuses scores that correlate with nothing
+        first, second, scores = asked.pairs
+        if not len(first) == len(second) == len(scores):
+            raise UserError(
+                f"pairs: got {len(first)} and {len(second)} texts and {len(scores)} scores; a pair has each"
+            )
+        pearson(scores, scores)  # refuses scores that correlate with nothing
     if asked.probe:
+        for texts, labels in asked.probe:
+            if len(texts) != len(labels):
+                raise UserError(f"probe: got {len(texts)} texts and {len(labels)} labels; each text has one")
         (_, learned), (_, tested) = asked.probe
         labelled.check(learned, tested)
         if not asked.per_label or any(size is not None and size < 1 for size in asked.per_label):

@@ -119,6 +119,8 @@ class TorchGraphs:
 
     def encode(self, tokens: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Returns mean and scale, (B, D) each."""
+        if tokens.shape[1] < 3:  # a program is of two tokens or more; what is beyond a sentence's length is not read
+            tokens = torch.nn.functional.pad(tokens, (0, 3 - tokens.shape[1]))
         mean, scale = self._modules["encoder"](tokens, lengths)
         return mean, scale
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 import reprlib
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -25,6 +25,8 @@ def texts(value: Iterable[str], name: str = "texts") -> list[str]:
     """
     if isinstance(value, (str, bytes)):
         raise UserError(f"{name}: got the single text {reprlib.repr(value)}; a list of texts is needed, as [text]")
+    if isinstance(value, Mapping) or hasattr(value, "columns"):  # what is listed of a table are its columns' names
+        raise UserError(f"{name}: got a {type(value).__name__}; name its column of texts, as table['text']")
     try:
         found = list(value)
     except TypeError:

@@ -16,7 +16,12 @@ from textvae.types import Tokenizer
 
 TRANSFORMERS = ("tokenizer.json", "tokenizer_config.json")
 ROLES = ("pad", "bos", "eos", "unk")
-PROBES = ("the cat sees the dog", "", "Zebra, 12 cm \u00e9\u4e2d")  # both must read these alike
+PROBES = (
+    "the cat sees the dog",
+    "",
+    "Zebra, 12 cm \u00e9\u4e2d",
+    "\u03a4\u0397\u03a3 \u039f\u03a3",
+)  # both must read these alike
 
 
 def save_for_transformers(tokenizer: Tokenizer, folder: Path, data: Data) -> bool:
@@ -57,8 +62,8 @@ def convert(tokenizer: Tokenizer, data: Data) -> tuple[Any, dict[str, str]]:
     Raises:
         UserError: the tokenizer has no such form.
     """
+    from tokenizers import Regex, normalizers, processors
     from tokenizers import Tokenizer as LibraryTokenizer
-    from tokenizers import normalizers, processors
 
     if not isinstance(tokenizer, TextTokenizer) or not isinstance(tokenizer.codec, (ByteCodec, LibraryCodec)):
         kind = getattr(tokenizer, "kind", type(tokenizer).__name__)
@@ -72,7 +77,9 @@ def convert(tokenizer: Tokenizer, data: Data) -> tuple[Any, dict[str, str]]:
         pair=f"{bos} $A {eos} {bos}:1 $B:1 {eos}:1",
         special_tokens=[(bos, tokenizer.bos_id), (eos, tokenizer.eos_id)],
     )
-    cleaning: list[Any] = [normalizers.Lowercase()] if data.lowercase else []
+    # Python's small letters end a Greek word with another sigma than they have within it; the library's do not.
+    final_sigma = normalizers.Replace(Regex(r"(?<=\p{L})\u03a3(?!\p{L})"), "\u03c2")
+    cleaning: list[Any] = [final_sigma, normalizers.Lowercase()] if data.lowercase else []
     cleaning += [getattr(normalizers, data.normalize)()] if data.normalize else []
     if cleaning:  # before what the tokenizer does itself
         whole.normalizer = normalizers.Sequence([*cleaning, *([whole.normalizer] if whole.normalizer else [])])

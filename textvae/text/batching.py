@@ -19,6 +19,9 @@ from textvae.types import Batch
 Rows = NDArray[np.int64]
 
 
+HASHED = 10**8  # ids of a corpus that a resumed training knows it by
+
+
 class Piece(NamedTuple):
     """One process's part of a step's batch (or of one accumulation's share of it)."""
 
@@ -59,6 +62,14 @@ class TokenStore:
 
     def __len__(self) -> int:
         return len(self.lengths)
+
+    def add_to(self, digest: Any) -> None:
+        """Adds the ids of all sentences to a hash; of a corpus that it would take seconds to read, of the first."""
+        left = HASHED
+        for values, offsets in self.chunks:
+            ids = values[offsets[0] : min(int(offsets[-1]), int(offsets[0]) + left)]
+            digest.update(np.ascontiguousarray(ids))
+            left -= len(ids)
 
     def __getitem__(self, row: int) -> NDArray[Any]:
         """Returns the ids of a sentence, <s> .. </s>."""
@@ -186,13 +197,18 @@ class Batches:
         pieces = self.world * self.accumulation
         return make_step([self.store[int(row)] for row in rows], self.pad_id, self.rank, self.world, pieces)
 
-    def _plan(self, epoch: int) -> list[Rows]:
+    def has_order_of(self, world: int, epoch: int) -> bool:
+        """Returns whether so many processes have an epoch of the same batches in the same order."""
+        one, other = self._plan(epoch), self._plan(epoch, world)
+        return len(one) == len(other) and all(map(np.array_equal, one, other))
+
+    def _plan(self, epoch: int, world: int | None = None) -> list[Rows]:
         return plan(
             self.store.lengths,
             batch_size=self.batch_size,
             batch_tokens=self.batch_tokens,
             bucket_batches=self.bucket_batches,
-            smallest=self.world * self.accumulation,
+            smallest=(world or self.world) * self.accumulation,
             generator=np.random.default_rng([self.seed, epoch]),
         )
 

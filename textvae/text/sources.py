@@ -168,6 +168,10 @@ def _from_hub(data: Data) -> dict[Part, Raw]:
     hub = data.hub
     assert hub is not None
     where = f"data set {hub.name!r}"
+    from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES as READERS
+
+    if hub.name in READERS:  # which would look for files in the folder that textvae was started in
+        raise CorpusError(f"data.hub.name: {hub.name!r} is no data set but a reader of files; name these in data.files")
     try:
         found = datasets.load_dataset(hub.name, hub.config, revision=hub.revision, streaming=data.streaming)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:

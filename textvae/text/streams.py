@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from textvae.distributed import all_results
-from textvae.errors import CorpusError, UserError
+from textvae.errors import CorpusError, TrainingError, UserError
 from textvae.text.batching import Piece, Rows, Step, check_pieces, collate, make_step, plan
 
 READ_AT_ONCE = 500  # sentences a worker hands over
@@ -62,12 +62,23 @@ class Reader:
                 multiprocessing_context=_context(),
             )
             parts = iter(loader)
-        for sentences, left_out, problem in parts:
+        for sentences, left_out, problem in _read_ahead(parts):
             for reason, count in left_out.items():
                 self.counts[reason] = self.counts.get(reason, 0) + count
             if problem is not None:
                 raise problem
             yield from sentences
+
+
+def _read_ahead(parts: Iterator[Any]) -> Iterator[Any]:
+    while True:
+        try:
+            yield next(parts)
+        except StopIteration:
+            return
+        except RuntimeError as error:  # a worker that was killed
+            reason = str(error).partition(". ")[0]
+            raise TrainingError(f"data.stream_workers: {reason}; go on with --resume") from error
 
 
 class _Part(torch.utils.data.IterableDataset[Any]):

@@ -38,6 +38,7 @@ def mix_latents(z: Tensor, weights: Sequence[float] | None = None, *, path: str 
     References:
         White 2016, arXiv 1609.04468.
     """
+    z = torch.as_tensor(z)
     if z.dim() != 2 or not len(z):
         raise UserError(f"mix: got latents of shape {tuple(z.shape)}; (N, D) with N at least 1 is needed")
     if path not in PATHS:
@@ -131,6 +132,8 @@ def perturb(
     generator = torch.Generator()
     generator.seed() if seed is None else generator.manual_seed(seed)
     z = around(means[0], scales[0], n, radius=radius, generator=generator)
+    if vae.recipe.model.posterior.kind == "von_mises_fisher":  # the decoder knows the sphere alone
+        z = torch.nn.functional.normalize(z, dim=-1)
     return vae.decode(z, seed=seed, **{"method": "greedy", **options})
 
 

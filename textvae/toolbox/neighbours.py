@@ -53,6 +53,7 @@ class Neighbours:
         for name, got, known in (("backend", backend, BACKENDS), ("metric", metric, METRICS)):
             if got not in known:
                 raise UserError(f"{name}: got {got!r}{suggest(got, known)}")
+        z = torch.as_tensor(z)
         if z.dim() != 2 or not len(z) or not z.isfinite().all():
             raise UserError(f"neighbours: got a corpus of shape {tuple(z.shape)}; (N, D), N above 0, finite, is needed")
         self.backend, self.metric = backend, metric

@@ -25,6 +25,7 @@ from textvae.evaluation.refined import Refining
 from textvae.evaluation.report import quick
 from textvae.folders import locked
 from textvae.recipe import Recipe
+from textvae.recipe_file import with_absolute_paths
 from textvae.schedules import Plateau
 from textvae.seeds import generator
 from textvae.text.batching import evaluation_batches
@@ -59,6 +60,9 @@ def train(
         TrainingError: gradients that stay infinite, or an interruption (the run can be resumed).
     """
     folder = Path(out)
+    if not isinstance(recipe, Recipe):
+        raise UserError(f"recipe: got {recipe!r:.60}; textvae.load_recipe(path) reads one")
+    recipe = with_absolute_paths(recipe)  # for the folder's own recipe is read from anywhere
     if recipe.training.threads is not None:
         torch.set_num_threads(recipe.training.threads)
     _check_machine(recipe)
@@ -254,6 +258,13 @@ def _evaluate(
             if (folder / checkpoint.FITTED_PRIOR).exists():  # of a training that was resumed
                 (folder / checkpoint.FITTED_PRIOR).unlink()
                 telemetry.note("the fitted prior was of other weights, and is taken away; fit-prior makes it anew")
+            stale = [entry for entry in folder.glob("evaluation-*") if entry.suffix in (".json", ".html", ".md")]
+            for entry in stale:
+                entry.unlink()
+            if stale:
+                telemetry.note(
+                    "saved evaluations were of other weights, and are taken away; evaluate --save makes them"
+                )
     elif counts:
         position.stalled += 1
     weights = experiment.objective.weights(max(position.step - 1, 0))

@@ -11,6 +11,7 @@ from textvae import checkpoint
 from textvae.errors import CheckpointError
 from textvae.folders import LARGEST_STEP
 from textvae.recipe import Recipe
+from textvae.text.batching import Batches
 
 
 @dataclass
@@ -58,13 +59,13 @@ def read_position(saved: Any, folder: Path) -> Position:
     return position
 
 
-def check_corpus(position: Position, corpus: str, recipe: Recipe, processes: int, folder: Path) -> None:
-    """Sees that a position in the corpus means now what it meant when it was saved.
+def check_corpus(position: Position, corpus: tuple[str, ...], recipe: Recipe, processes: int, folder: Path) -> None:
+    """Sees that a position in the corpus means now what it meant when it was saved; `corpus` is any of its hashes.
 
     Raises:
         CheckpointError: the corpus is another, or under `data.stream_shares` the number of processes.
     """
-    if position.corpus not in ("", corpus):
+    if position.corpus and position.corpus not in corpus:
         raise CheckpointError(
             f"{folder}: its corpus is not the one that it was trained on so far: sentences were added, taken away or "
             "changed, and a position in it means nothing. Put data back as it was, or take another --out and begin "
@@ -75,6 +76,27 @@ def check_corpus(position: Position, corpus: str, recipe: Recipe, processes: int
         raise CheckpointError(
             f"{folder}: stands in the middle of an epoch, which under data.stream_shares is another one for each "
             f"number of processes; resume it with --processes {before}"
+        )
+
+
+def check_order(position: Position, batches: Any, recipe: Recipe, processes: int, folder: Path) -> None:
+    """Sees that what is left of an epoch is what was left of it when it was saved.
+
+    Raises:
+        CheckpointError: another number of processes, each of which needs a sentence of a batch, cuts others.
+    """
+    before = position.processes
+    if not position.step_in_epoch or before in (0, processes):
+        return
+    if isinstance(batches, Batches):
+        same = batches.has_order_of(before, position.epoch)
+    else:
+        same = recipe.training.batch_tokens is None
+    if not same:
+        raise CheckpointError(
+            f"{folder}: stands in the middle of an epoch, whose batches are others for another number of processes "
+            "(each needs a sentence, and training.batch_tokens lets batches be small); resume it with --processes "
+            f"{before}"
         )
 
 

@@ -33,7 +33,7 @@ from textvae.text.streams import Reader, SharedStreamBatches, StreamBatches
 from textvae.training.critics import optimizers
 from textvae.training.notes import notes
 from textvae.training.outcomes import Outcomes
-from textvae.training.position import Position, check_corpus, read_position
+from textvae.training.position import Position, check_corpus, check_order, read_position
 from textvae.training.replay import Replay, replay_of
 from textvae.types import Schedule, Tokenizer
 
@@ -72,7 +72,7 @@ class Experiment:
     critics: list[tuple[Any, torch.optim.Optimizer]]
     encoder_parameters: list[torch.nn.Parameter]  # of q(z|x)
     term_parameters: list[torch.nn.Parameter]  # of the objective's terms, moved by the model's optimiser
-    corpus: str = ""  # a hash of the lengths of sentences to train and validate on: of others the order is another
+    corpus: str = ""  # a hash of the sentences to train and validate on, where they are held
     replay: Replay | None = None
     notes: list[str] = field(default_factory=list)
     position: Position = field(default_factory=Position)
@@ -143,11 +143,16 @@ def prepare(recipe: Recipe, folder: Path, accelerator: Accelerator, *, resume: b
                 average.load_state_dict(state["average"], model)
     unwrapped: SequenceVAE = accelerator.unwrap_model(wrapped)
     held = {part: TokenStore(rows) for part, rows in encoded.parts.items() if not is_stream(rows)}
-    lengths_of = b"".join(held[part].lengths.tobytes() for part in sorted(held) if part != "test")
-    identity = hashlib.sha256(lengths_of).hexdigest()[:16]
+    lengths_of = hashlib.sha256(b"".join(held[part].lengths.tobytes() for part in sorted(held) if part != "test"))
+    by_lengths, whole = lengths_of.hexdigest()[:16], lengths_of.copy()
+    for part in sorted(held):
+        if part != "test":
+            held[part].add_to(whole)
+    identity = whole.hexdigest()[:16]
     start = {"aggressive": training.aggressive is not None}
     position = read_position(saved or start, folder)
-    check_corpus(position, identity, recipe, accelerator.num_processes, folder)
+    check_corpus(position, (identity, by_lengths), recipe, accelerator.num_processes, folder)
+    check_order(position, batches, recipe, accelerator.num_processes, folder)
     # Last: where anything is refused, the folder is as it was.
     if accelerator.is_main_process:
         tokenizer.save(str(folder / checkpoint.TOKENIZER))

@@ -48,20 +48,20 @@ def take_step(
     norm = _clip(experiment, accelerator, recipe.training.gradient_clip)
     # Every process sees the same averaged gradient, so all take or leave the step together. A signal reaches them at
     # different steps; those who stopped alone would leave the others in a collective that nobody answers.
-    figures, stop, counted = losses.figures, stopping(), step.tokens
+    figures, stop = losses.figures, stopping()
     finite: Tensor | bool
     if accelerator.num_processes == 1:
         finite = torch.isfinite(norm + figures[0])
     else:
-        said = torch.tensor([float(stop), float(counted)]).to(figures, non_blocking=True)
+        said = torch.tensor([float(stop)]).to(figures, non_blocking=True)
         used = torch.tensor(found, dtype=said.dtype).to(said, non_blocking=True)
         everyones = mean_over_processes(torch.cat([figures, said, used]))
-        figures, (asked, tokens), used = everyones.split([len(figures), len(said), len(found)])
+        figures, (asked,), used = everyones.split([len(figures), len(said), len(found)])
         all_finite = torch.isfinite(norm + figures[0]).float()
-        answers = torch.cat([torch.stack([all_finite, asked, tokens]), used]).tolist()
-        finite, stop, counted = bool(answers[0]), answers[1] > 0, round(answers[2] * accelerator.num_processes)
+        answers = torch.cat([torch.stack([all_finite, asked]), used]).tolist()
+        finite, stop = bool(answers[0]), answers[1] > 0
         # What no process has a gradient for is left alone, as one process leaves it.
-        _forget(p for p, share in zip(experiment.unwrapped.parameters(), answers[3:]) if not share)
+        _forget(p for p, share in zip(experiment.unwrapped.parameters(), answers[2:]) if not share)
     taken = experiment.outcomes.attempt(finite)
     optimizer.zero_grad()
     if experiment.average is not None and taken:
@@ -71,10 +71,10 @@ def take_step(
 
     position.step += 1
     position.step_in_epoch += 1
-    position.tokens += counted
+    position.tokens += step.tokens
     experiment.outcomes.record(taken, position.step, step)
     rate = optimizer.param_groups[0]["lr"]
-    telemetry.step(position.step, position.epoch, counted, figures, losses.weights, norm, rate)
+    telemetry.step(position.step, position.epoch, step.tokens, figures, losses.weights, norm, rate)
     return stop
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +78,7 @@ class Telemetry:
         if self.main:
             self._forget_rows_after(step, evaluated)
             if recipe.training.trackers:
-                accelerator.init_trackers(recipe.name)
+                accelerator.init_trackers(re.sub(r"[/\\\0]", "_", recipe.name).strip(".") or "run")  # a folder's name
         if not self.quiet:
             for line in experiment.notes:
                 self._print(line)
@@ -102,7 +103,7 @@ class Telemetry:
         now = torch.cat([figures, norm.detach().to(figures)[None]])
         mean = None if self.mean is None else self.mean.to(now)
         self.mean = now if mean is None else mean + (now - mean) / self.steps
-        self.bar.update()
+        self._show(self.bar.update)
         if step % self.recipe.training.log_every == 0:
             self._train_row(step, epoch, weights, rate)
 
@@ -121,7 +122,8 @@ class Telemetry:
             row[name], row[f"{name}_weight"] = term, weight
         row["gradient_norm"] = norm
         row["tokens_per_s"] = self.tokens / max(elapsed, 1e-9)
-        self.bar.set_postfix_str(f"{row['tokens_per_s']:,.0f} tokens/s, loss {row['loss']:.2f}")
+        speed = f"{row['tokens_per_s']:,.0f} tokens/s, loss {row['loss']:.2f}"
+        self._show(lambda: self.bar.set_postfix_str(speed))
         self.mean, self.steps, self.tokens, self.since = None, 0, 0, time.monotonic()
         self._write(row)
 
@@ -226,12 +228,19 @@ class Telemetry:
 
     def close(self) -> None:
         """Ends the bar and the trackers."""
-        self.bar.close()
+        self._show(self.bar.close)
         if self.recipe.training.trackers:
             self.accelerator.end_training()
 
     def _print(self, text: str) -> None:
-        tqdm.write(text, file=sys.stderr)
+        self._show(lambda: tqdm.write(text, file=sys.stderr))
+
+    def _show(self, action: Callable[[], object]) -> None:
+        """Shows something; where nobody reads any more (a closed pipe, a terminal gone), the training goes on."""
+        try:
+            action()
+        except OSError:
+            self.bar.disable = True
 
     def _write(self, row: dict[str, Any]) -> None:
         # JSON has no nan and no infinity; null says as well that there is no such figure.
