@@ -208,6 +208,18 @@ def test_terminated_politely_it_saves_and_can_be_resumed(values, tmp_path):
     assert latest_checkpoint(run) is not None
 
 
+def test_a_second_signal_acts_as_usual_and_an_echo_of_the_first_does_not(monkeypatch):
+    with loop._stop_signals() as stopped:
+        assert not stopped()
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stopped()
+        monkeypatch.setattr(loop, "ECHO_S", 0.0)
+        time.sleep(0.01)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
 @pytest.mark.parametrize("accumulation", [2, 3])
 def test_accumulation_changes_nothing_beyond_rounding(values, tmp_path, accumulation):
     whole = train(recipe(values), tmp_path / "whole", quiet=True)

@@ -197,6 +197,31 @@ def test_a_process_that_dies_ends_the_run_with_its_reason_and_it_can_be_resumed(
     assert int(latest_checkpoint(run).name.split("-")[1]) == reached + 2
 
 
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="finds the processes in /proc")
+def test_processes_save_and_end_when_their_launcher_is_killed_and_run_nothing_of_the_folder(small, tmp_path):
+    small["training"].update(max_steps=10**6, max_epochs=None, evaluate_every=10**6, save_every=10**6)
+    run, here = tmp_path / "run", tmp_path / "here"
+    here.mkdir()
+    (here / "torch.py").write_text("raise SystemExit('a file of the current folder was run')\n")
+    python, *rest = command(small, tmp_path, run, "--processes", "2")
+    started = subprocess.Popen(
+        [python, "-P", *rest], env=environment(), cwd=here, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    try:
+        wait_for(started, lambda: has_rows(run))
+        processes = ranks_of(started).values()
+        assert len(processes) == 2
+        started.kill()
+        started.wait(timeout=10)
+        deadline = time.monotonic() + 60
+        while any(Path(f"/proc/{pid}").exists() for pid in processes):
+            assert time.monotonic() < deadline, "they train on, and nobody could tell them to end"
+            time.sleep(0.1)
+    finally:
+        started.kill()
+    assert latest_checkpoint(run) is not None
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.slow
 def test_stopped_politely_several_processes_save_together_and_say_so_in_one_line(small, tmp_path, number):

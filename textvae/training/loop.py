@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import signal
 import threading
 import time
@@ -37,6 +38,7 @@ from textvae.training.telemetry import FAR, Telemetry
 from textvae.types import Batch
 
 EVALUATED_TOGETHER = 512  # sentences a batch: terms that compare each with each take their square in memory
+ECHO_S = 0.5  # in which a signal is the one before, once more
 SKIPS_ALLOWED = 10  # steps without finite gradients in a row, before the training is given up
 
 
@@ -324,16 +326,22 @@ def _evaluation_due(recipe: Recipe, steps_per_epoch: int | None) -> tuple[Callab
 
 @contextlib.contextmanager
 def _stop_signals() -> Iterator[Callable[[], bool]]:
-    """Turns SIGINT and SIGTERM into a question asked after each step; a second signal acts as usual."""
-    received: list[int] = []
+    """Turns SIGINT and SIGTERM into a question asked after each step; a second signal acts as usual.
+
+    Not one that comes at once: as a launcher dies, the system tells its processes so for each of its threads.
+    """
+    received: list[float] = []
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False
         return
     before: dict[int, Any] = {}
 
     def remember(number: int, frame: object) -> None:
-        received.append(number)
-        signal.signal(number, before[number])
+        now = time.monotonic()
+        if received and now - received[0] > ECHO_S:
+            signal.signal(number, before[number])
+            os.kill(os.getpid(), number)
+        received.append(now)
 
     for caught in (signal.SIGINT, signal.SIGTERM):
         before[caught] = signal.signal(caught, remember)
