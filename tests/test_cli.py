@@ -244,6 +244,13 @@ def test_extends_stands_beside_a_folder_of_tokenizers(folder, tmp_path):
     assert main(["recipe", "check", str(tmp_path / "mine.yaml")]) == 0
 
 
+def test_a_number_that_is_none_is_null_in_json(folder, monkeypatch, capfdbinary):
+    monkeypatch.setattr(textvae.TextVAE, "score", lambda self, texts, **k: [{"nll_elbo": float("nan"), "kl": 1.0}])
+    assert main(["score", str(folder / "run"), str(folder / "test.txt"), "--json"]) == 0
+    first = json.loads(lines(capfdbinary)[0], parse_constant=lambda name: pytest.fail(name))
+    assert (first["nll_elbo"], first["kl"]) == (None, 1.0)
+
+
 def test_help_does_not_wait_for_torch():
     code = (
         "import sys, textvae.cli as c\ntry: c.main(['--help'])\nexcept SystemExit: pass\n"

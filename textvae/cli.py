@@ -7,6 +7,7 @@ import atexit
 import contextlib
 import io
 import json
+import math
 import os
 import re
 import sys
@@ -273,9 +274,18 @@ def _lines(file: str) -> list[str]:
 def _print(options: argparse.Namespace, rows: Iterable[dict[str, Any]], plain: Callable[[dict[str, Any]], str]) -> None:
     for row in rows:
         # One row, one line, also where a character model wrote a line break.
-        line = json.dumps(row, ensure_ascii=False) if options.json else plain(row).replace("\n", "\\n")
+        line = json.dumps(_without_nan(row), ensure_ascii=False) if options.json else plain(row).replace("\n", "\\n")
         sys.stdout.buffer.write(line.encode("utf-8", "backslashreplace") + b"\n")
     sys.stdout.buffer.flush()
+
+
+def _without_nan(value: Any) -> Any:
+    """Null for a number that is none (of weights that have diverged): JSON knows no NaN and no infinity."""
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _version() -> str:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from textvae.distributed import mean_over_processes
+from textvae.errors import UserError
 from textvae.registry import Registry
 from textvae.types import Divergence, Losses, Reconstruction, Schedule, VAEOutput
 
@@ -170,6 +171,11 @@ class Objective(nn.Module):
                 assert output.posterior is not None
                 assert output.prior is not None
                 value = divergence(output.posterior, output.prior, output.z)  # (B,) or ()
+                if value.shape not in ((), output.z.shape[1:2]):
+                    raise UserError(
+                        f"objective.{name}: gave a value of shape {tuple(value.shape)}; () is needed, or "
+                        f"({output.z.shape[1]},), one for each sentence"
+                    )
             schedule = self.schedules[name]
             # Only controllers hold state, and only they read the value: for the others no process waits.
             measured = _mean_of_rows(value.detach(), share) if isinstance(schedule, nn.Module) else None

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from textvae.checkpoint import latest_checkpoint
+from textvae.errors import UserError
 from textvae.folders import metrics
 from textvae.latent.posteriors import BatchNormPosterior, GaussianPosterior
 from textvae.model import SequenceVAE
@@ -194,6 +195,18 @@ def test_what_a_term_of_ones_own_learns_is_moved_with_the_model(values, tmp_path
     run = run_of(values, tmp_path / "run", max_steps=2)
     (factor,) = torch.load(latest_checkpoint(run) / "training.pt", weights_only=True)["objective"].values()
     assert float(factor) < 0.999
+
+
+def test_a_term_of_ones_own_that_gives_other_than_a_value_a_sentence_is_refused(values, tmp_path, monkeypatch):
+    (tmp_path / "shapeless_term.py").write_text(
+        "class Own:\n    unit = 'nats'\n    def __call__(self, posterior, prior, z):\n        return z\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    values["objective"]["own"] = {"kind": "shapeless_term.Own"}
+    with pytest.raises(
+        UserError, match=r"objective\.own: gave a value of shape \(1, 16, 4\); \(\) is needed, or \(16,\)"
+    ):
+        run_of(values, tmp_path / "run", max_steps=2)
 
 
 def test_aggressive_steps_are_the_encoders_and_the_last_one_the_decoders(values, tmp_path, monkeypatch, figures):

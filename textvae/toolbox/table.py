@@ -104,7 +104,8 @@ def write_latents(vae: TextVAE, rows: Iterable[Row], out: str | Path, *, chunk: 
     try:
         with opened as writer:
             while some := list(itertools.islice(rows, chunk)):
-                texts, labels = (list(column) for column in zip(*some))
+                texts = [text for text, _ in some]
+                labels = [None if label is None else str(label) for _, label in some]
                 latents = [_vectors(z, vector) for z in vae.encode_distribution(texts)]
                 writer.write_table(pa.table([texts, pa.array(labels, pa.string()), *latents], schema=schema))
                 count += len(some)
