@@ -5,6 +5,7 @@ Skipped where there is none; the CPU's figures are held to closed forms and enum
 
 import copy
 import json
+import threading
 import warnings
 from pathlib import Path
 
@@ -16,7 +17,9 @@ from conftest import ROOT, sentences, train_on_grammar
 import textvae
 from textvae import build, recipe_file
 from textvae.cli import main
+from textvae.generation import recorded, search
 from textvae.generation.search import generate_scored
+from textvae.nets.recording import Recorder
 from textvae.recipe import Generation, Recipe
 from textvae.text.batching import collate
 from textvae.training import train
@@ -119,6 +122,72 @@ def test_sentences_are_the_cpus_draws_included(run, settings):
     torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-3)
 
 
+def decoded(vae, device, settings, count=300):
+    z = torch.randn(count, vae.latent_dim, generator=torch.Generator().manual_seed(2)).to(device)
+    ids = {f"{name}_id": getattr(vae.tokenizer, f"{name}_id") for name in ("bos", "eos", "pad", "unk")}
+    draws = torch.Generator().manual_seed(3)
+    chosen = Generation.model_validate({"max_length": 25, **settings})
+    return generate_scored(vae.model.eval(), z, settings=chosen, generator=draws, **ids)
+
+
+@pytest.mark.parametrize(
+    "output",
+    [
+        {"kind": "softmax"},
+        {"kind": "adaptive_softmax", "cutoffs": [5, 10]},
+        {"kind": "sampled_softmax", "samples": 10},
+        {"kind": "nearest_embedding", "distance": "cosine"},
+    ],
+    ids=lambda output: output["kind"],
+)
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_recorded_steps_of_generation_write_what_launched_ones_do(values, output, cell, tmp_path, monkeypatch):
+    values["model"] |= {"output": output}
+    if output["kind"] == "nearest_embedding":
+        values["objective"]["reconstruction"] = {"kind": "cosine"}
+    values["model"]["decoder"] = {"cell": cell, "layers": 2, "hidden_dim": 24}
+    values["training"] |= {"max_steps": 30, "evaluate_every": 30}
+    vae = on("cuda", train(Recipe.model_validate(values), tmp_path / "run", quiet=True))
+    recordings, record = [], Recorder.record
+    monkeypatch.setattr(Recorder, "record", lambda self, work: recordings.append(1) or record(self, work))
+    monkeypatch.setattr(search, "DEVICE_ROWS", 128)
+    monkeypatch.setattr(recorded, "WORTH", 0)
+    for settings in ({"method": "greedy"}, {"method": "sample"}, {"method": "sample", "top_k": 5}):
+        mine = decoded(vae, "cuda", settings)
+        assert recordings
+        with monkeypatch.context() as without:
+            without.setattr(search, "can_be_recorded", lambda *_: False)
+            theirs = decoded(vae, "cuda", settings)
+        same = [a == b for a, b in zip(mine.ids, theirs.ids, strict=True)]
+        assert sum(same) >= 285  # a draw or a maximum may fall between two words
+        chosen = torch.tensor(same)
+        torch.testing.assert_close(
+            mine.log_likelihood.cpu()[chosen], theirs.log_likelihood.cpu()[chosen], rtol=1e-3, atol=1e-3
+        )
+
+
+def test_another_threads_work_does_not_break_a_recording(run):
+    vae, stop, errors = on("cuda", run), threading.Event(), []
+
+    def work() -> None:
+        try:
+            while not stop.is_set():
+                torch.randn(300, 300, device="cuda").svd()
+        except Exception as error:
+            errors.append(error)
+
+    other = threading.Thread(target=work)
+    other.start()
+    try:
+        first = decoded(vae, "cuda", {"method": "sample"})
+        for _ in range(5):
+            assert decoded(vae, "cuda", {"method": "sample"}).ids == first.ids
+    finally:
+        stop.set()
+        other.join()
+    assert not errors
+
+
 def test_the_whole_evaluation_is_the_cpus(run):
     asked = {"whole": True, "anneal": 4, "language": 50, "language_steps": 5, "samples": 50, "paths": 3, "seed": 0}
     mine, theirs = (on(device, run).evaluate("test", **asked) for device in ("cuda", "cpu"))
@@ -195,8 +264,6 @@ def test_what_is_replayed_is_what_would_have_been_launched(values, tmp_path, mon
 
 
 def test_draws_of_an_objective_are_the_same_played_and_launched(tmp_path, monkeypatch):
-    from textvae.training.replay import Recorder
-
     found = []
     for room in (True, False):
         monkeypatch.setattr(Recorder, "has_room", lambda self, room=room: room)

@@ -44,7 +44,7 @@ def training(sizes: Sizes, batch_size: int, steps: int, options: Options, *, mem
         theirs,
         None if memory_only else lambda: same_loss(sizes, batches[len(batches) // 2][:8], options.device),
         limit.training(sizes),
-        lambda: limit.Machine(sizes, tokens // steps, batch_size, options.device, options.dtype),
+        lambda: limit.Machine(sizes, tokens // steps, batch_size, options.device, options.dtype, learns=True),
         memory_only,
     )
 

@@ -102,7 +102,7 @@ def generation(name: str, options: Options, count: int = 1_000) -> Case:
         theirs,
         check,
         limit.scoring(SMALL),
-        lambda: machine(SMALL, min(at_once, count), min(at_once, count), device),
+        lambda: machine(SMALL, min(at_once, count), min(at_once, count), device, reads=False),
     )
 
 
@@ -144,5 +144,10 @@ def interpolation(options: Options) -> Case:
         return f"{same} of {len(mine)} sentences the same"
 
     return Case(
-        "tokens", ours, theirs, check, limit.scoring(SMALL), lambda: limit.Machine(SMALL, 7 * count, 7 * count, device)
+        "tokens",
+        ours,
+        theirs,
+        check,
+        limit.scoring(SMALL),
+        lambda: limit.Machine(SMALL, POINTS * count, POINTS * count, device, reads=False),
     )

@@ -13,20 +13,26 @@ encoder, whose share is nothing with 500 samples a sentence. Encoding is 2 x enc
 output) a hypothesis and step; its hypotheses are counted while it runs. Nothing else is counted (embedding, softmax,
 gates, optimiser, z's first state), though some must be done, so that 100 % cannot be reached. The count is of the
 model as it is written down: code that finds a product twice and does it once is rewarded.
+
+On a GPU the steps of whole sentences count as what cuDNN's LSTM needs for them, gates included: a product of a few rows
+waits for the one before, and no library does those of a recurrence at a matrix product's rate. Steps of generation,
+which are taken one by one, are products there too.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+from torch import nn
 
 from tests.benchmarks.sizes import Sizes
 
 BLOCK_S, BLOCKS = 0.04, 3
 RESULTS, ON_A_GPU = 2**24, 2**28
+STEPS, NARROW = 20, 8  # of the recurrence that is measured on a GPU, and the width of its input, which costs nothing
 
 
 class Operations(NamedTuple):
@@ -67,13 +73,24 @@ class Machine:
         rows: sentences worked on at once (rows of the products of a step).
         device: cpu or cuda.
         dtype: of the products.
+        reads: whether whole sentences are read, and not a step at a time.
+        learns: whether there is a backward pass.
     """
 
     def __init__(
-        self, sizes: Sizes, tokens: int, rows: int, device: torch.device, dtype: torch.dtype = torch.float32
+        self,
+        sizes: Sizes,
+        tokens: int,
+        rows: int,
+        device: torch.device,
+        dtype: torch.dtype = torch.float32,
+        *,
+        reads: bool = True,
+        learns: bool = False,
     ) -> None:
         self.options = {"device": device, "dtype": dtype}
-        self.device = device
+        self.device, self.learns = device, learns
+        self.recurrence = (rows, sizes.hidden) if reads and device.type == "cuda" else None
         self.shapes = {
             "at_once": (tokens, sizes.embedding, 4 * sizes.hidden),
             "by_step": (rows, sizes.hidden, 4 * sizes.hidden),
@@ -82,7 +99,30 @@ class Machine:
 
     def rates(self) -> Operations:
         """Returns operations/s of each kind of product."""
-        return Operations(**{name: self._rate(*shape) for name, shape in self.shapes.items()})
+        rates = Operations(**{name: self._rate(*shape) for name, shape in self.shapes.items()})
+        return rates if self.recurrence is None else rates._replace(by_step=self._recurrent(*self.recurrence))
+
+    def _recurrent(self, rows: int, hidden: int) -> float:
+        """cuDNN's LSTM over all steps, and back where there is learning: by the states alone, as `by_step` counts."""
+        # Autocast gives cuDNN's cells float16, and so does this.
+        half = self.options["dtype"] in (torch.bfloat16, torch.float16)
+        options = {"device": self.device, "dtype": torch.float16 if half else self.options["dtype"]}
+        cell = nn.LSTM(NARROW, hidden, **options).requires_grad_(False)
+        read = torch.randn(STEPS, rows, NARROW, **options).requires_grad_(self.learns)
+        back = torch.randn(STEPS, rows, hidden, **options)
+
+        def walk() -> None:
+            with torch.set_grad_enabled(self.learns):
+                states, _ = cell(read)
+                if self.learns:
+                    torch.autograd.grad(states, read, back)
+
+        walk()
+        graph: Any = torch.cuda.CUDAGraph()  # what the kernels take, not what it takes to start them
+        with torch.cuda.graph(graph):
+            walk()
+        products = 2 if self.learns else 1
+        return products * 2.0 * rows * STEPS * 4 * hidden * hidden / self._seconds(graph.replay)
 
     def _rate(self, rows: int, inner: int, columns: int) -> float:
         # So many results at most that it is the product that is measured and not the memory behind it.
@@ -93,14 +133,17 @@ class Machine:
         def product() -> None:
             torch.mm(a, b, out=out)
 
-        timed(product, self.device)
-        count = max(1, int(BLOCK_S / max(timed(product, self.device), 1e-9)))
+        return 2.0 * rows * inner * columns / self._seconds(product)
+
+    def _seconds(self, work: Callable[[], object]) -> float:
+        timed(work, self.device)
+        count = max(1, int(BLOCK_S / max(timed(work, self.device), 1e-9)))
 
         def block() -> None:
             for _ in range(count):
-                product()
+                work()
 
-        return 2.0 * rows * inner * columns * count / min(timed(block, self.device) for _ in range(BLOCKS))
+        return min(timed(block, self.device) for _ in range(BLOCKS)) / count
 
 
 def timed(function: Callable[[], object], device: torch.device) -> float:

@@ -104,9 +104,12 @@ class Streams:
     def of_word(self, step: int, rows: Tensor) -> Tensor:
         """Returns the numbers (numbers, len(rows)) that rows use for word `step`."""
         if not len(self.made) or not 0 <= step - self.begin < WORDS:
-            self.begin = step
-            self.made = uniform(self.seeds, self.counters + NUMBERS * step)
+            self.begin, self.made = step, self.from_word(step)
         return self.made[step - self.begin].index_select(1, rows)
+
+    def from_word(self, step: int) -> Tensor:
+        """Returns the numbers of all rows for word `step` and those after it, (WORDS, numbers, R)."""
+        return uniform(self.seeds, self.counters + NUMBERS * step)
 
 
 def uniform(seeds: Tensor, counter: int | Tensor) -> Tensor:

@@ -6,42 +6,30 @@ runs for one that is done.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple, Protocol
-
 import torch
 from torch import Tensor
 
 from textvae.errors import UserError
-from textvae.generation.draws import NUMBERS, ONCE, Streams, draw, draw_from_nucleus, largest, seeds_of
+from textvae.generation.draws import largest, seeds_of
+from textvae.generation.recorded import RecordedSteps, can_be_recorded
+from textvae.generation.stepwise import (
+    Generated,
+    StepModel,
+    Words,
+    argmax,
+    lists,
+    sampler,
+    select,
+    streams_of,
+    word_by_word,
+)
+from textvae.nets.recording import Recorder
 from textvae.recipe import Generation
-
-State = tuple[Tensor, ...]  # each (layers, B, H)
 
 # Rows worked on at once. On a CPU larger logits fall out of the cache and of malloc's reuse: 1,000 rows of 10,000
 # words cost 25 % more a row than 500.
 CPU_ROWS = 512
 DEVICE_ROWS = 4096
-COLDEST = 1e-20  # temperature
-
-
-class StepModel(Protocol):
-    """What generation needs of a model; `textvae.model.SequenceVAE` is one."""
-
-    def start(self, z: Tensor) -> State:
-        """Returns the state before the first word, each tensor (layers, B, H), for z (B, D)."""
-        ...
-
-    def step(self, tokens: Tensor, z: Tensor, state: State) -> tuple[Tensor, State]:
-        """Reads tokens (B,); returns the next word's logits (B, V), which the caller may overwrite, and the state."""
-        ...
-
-
-class Generated(NamedTuple):
-    """Sentences and what the model makes of them, row for row."""
-
-    ids: list[list[int]]  # without <s>, up to and without </s>
-    log_likelihood: Tensor  # (B,) float64, log p(x|z) in nats; </s> counted where the sentence reached it
 
 
 def generate(
@@ -104,15 +92,6 @@ def generate_scored(
     return _generate(model, z, settings, bos_id, eos_id, pad_id, unk_id, generator, scored=True)
 
 
-class _Words(NamedTuple):
-    bos: int
-    eos: int
-    banned: Tensor  # ids that are never generated
-
-
-Pick = Callable[[Tensor, Tensor, int], Tensor]  # logits (R, V), rows (R,), step -> words (R,)
-
-
 @torch.no_grad()
 def _generate(
     model: StepModel,
@@ -129,19 +108,27 @@ def _generate(
     _check(settings)
     # A tokenizer may use one id for two of its special tokens; </s> must stay possible.
     banned = {pad_id, bos_id, unk_id if settings.ban_unk else None} - {eos_id, None}
-    words = _Words(bos_id, eos_id, torch.tensor(sorted(i for i in banned if i is not None), device=z.device).long())
+    words = Words(bos_id, eos_id, torch.tensor(sorted(i for i in banned if i is not None), device=z.device).long())
     seeds = seeds_of(len(z), generator, z.device) if settings.method == "sample" else None
     at_once = CPU_ROWS if z.device.type == "cpu" else DEVICE_ROWS
     if settings.method == "beam":
         at_once = max(1, at_once // settings.beam_size)
+    pick = argmax if seeds is None else sampler(settings)
+    recorded = None
+    if len(z) and can_be_recorded(model, z, settings):
+        rows, count, recorder = min(at_once, len(z)), -(-len(z) // at_once), Recorder(z.device)
+        recorded = RecordedSteps(model, pick, settings, words, rows, count, scored=scored, recorder=recorder)
     parts = []
     for begin in range(0, len(z), at_once):
         part = slice(begin, begin + at_once)
         if settings.method == "beam":
             parts.append(_beam_search(model, z[part], settings, words))
+            continue
+        streams = None if seeds is None else streams_of(settings, seeds[part])
+        if recorded is not None:
+            parts.append(recorded.part(z[part], streams))
         else:
-            pick = _argmax if seeds is None else _sampler(settings, seeds[part])
-            parts.append(_word_by_word(model, z[part], pick, settings.max_length, words, scored=scored))
+            parts.append(word_by_word(model, z[part], pick, streams, settings.max_length, words, scored=scored))
     log_likelihoods = [part.log_likelihood for part in parts]
     return Generated(
         [ids for part in parts for ids in part.ids],
@@ -161,65 +148,7 @@ def _check(settings: Generation) -> None:
             )
 
 
-def _word_by_word(
-    model: StepModel, z: Tensor, pick: Pick, max_length: int, words: _Words, *, scored: bool
-) -> Generated:
-    """Greedy decoding and sampling: one word a row and step, rows leaving as they end."""
-    total = len(z)
-    rows = torch.arange(total, device=z.device)  # (R,), the rows that go on
-    tokens = torch.full_like(rows, words.bos)
-    state = model.start(z)
-    log_likelihood = torch.zeros(total, dtype=torch.float64, device=z.device)
-    written = []
-    for step in range(max_length):
-        logits, state = model.step(tokens, z, state)
-        log_p = torch.log_softmax(logits, dim=-1) if scored else None
-        tokens = pick(logits.index_fill_(1, words.banned, -torch.inf), rows, step)
-        del logits  # freed before the next step's are made, which then find memory that is mapped and in the cache
-        if log_p is not None:
-            log_likelihood.index_add_(0, rows, log_p.gather(1, tokens[:, None]).squeeze(1).double())
-        kept = (tokens != words.eos).nonzero().squeeze(1)
-        if len(kept) < len(rows):
-            rows, tokens, z = rows[kept], tokens[kept], z[kept]
-            state = _select(state, kept)
-        if not len(kept):
-            break
-        written.append((rows, tokens))
-    table = torch.zeros(total, len(written), dtype=torch.int64, device=z.device)
-    lengths = torch.zeros(total, dtype=torch.int64, device=z.device)
-    for column, (rows, tokens) in enumerate(written):
-        table[rows, column] = tokens
-        lengths[rows] = column + 1
-    return Generated(_lists(table, lengths), log_likelihood)
-
-
-def _sampler(settings: Generation, seeds: Tensor) -> Pick:
-    """Draws from softmax(logits / temperature), cut to the top k and the nucleus; row i has the stream of seeds[i]."""
-
-    # Nearer to 0 or to infinity than single precision goes, 0/0 would come of it: here it is greedy, or uniform.
-    temperature = min(max(settings.temperature, COLDEST), 1 / COLDEST)
-    memory: Tensor | None = None  # kept, because mapping 20 MB afresh each step takes longer than the softmax
-    top_p = 1.0 if settings.top_p is None else settings.top_p
-    whole = top_p == 1.0
-    streams = Streams(seeds, ONCE if whole else NUMBERS)
-
-    def pick(logits: Tensor, rows: Tensor, step: int) -> Tensor:
-        candidates = None
-        if settings.top_k is not None and settings.top_k < logits.shape[1]:
-            logits, candidates = largest(logits, settings.top_k)
-        if temperature != 1.0:
-            logits /= temperature
-        nonlocal memory
-        memory = torch.empty_like(logits) if memory is None else memory
-        weights = torch.softmax(logits, dim=-1, out=memory[: len(logits)])
-        numbers = streams.of_word(step, rows)
-        choice = draw(weights, numbers) if whole else draw_from_nucleus(weights, top_p, numbers)
-        return choice if candidates is None else candidates.gather(1, choice[:, None]).squeeze(1)
-
-    return pick
-
-
-def _beam_search(model: StepModel, z: Tensor, settings: Generation, words: _Words) -> Generated:
+def _beam_search(model: StepModel, z: Tensor, settings: Generation, words: Words) -> Generated:
     """Beam search for all sentences at once; returns each one's best hypothesis.
 
     A sentence keeps its best finished hypothesis and its `beam_size` best unfinished ones. One finishes where its </s>
@@ -273,7 +202,7 @@ def _beam_search(model: StepModel, z: Tensor, settings: Generation, words: _Word
         history.append((parents, tokens))
         row_of = torch.zeros_like(index)
         row_of[owner, slot] = torch.arange(len(owner), device=z.device)
-        at, state = z[owner], _select(state, parents)
+        at, state = z[owner], select(state, parents)
     else:
         # Cut at max_length: what is still alive is above every finished hypothesis, the first place most of all.
         cut = alive[:, 0]
@@ -291,17 +220,4 @@ def _trace(history: list[tuple[Tensor, Tensor]], lengths: Tensor, rows: Tensor) 
         inside = (lengths > column).nonzero().squeeze(1)
         table[inside, column] = tokens[rows[inside]]
         rows = rows.index_copy(0, inside, parents[rows[inside]])
-    return _lists(table, lengths)
-
-
-def _select(state: State, rows: Tensor) -> State:
-    return tuple(tensor.index_select(1, rows) for tensor in state)
-
-
-def _lists(table: Tensor, lengths: Tensor) -> list[list[int]]:
-    return [row[:length] for row, length in zip(table.tolist(), lengths.tolist())]
-
-
-def _argmax(logits: Tensor, rows: Tensor, step: int) -> Tensor:
-    """(R,) the most probable words; the first of equals."""
-    return largest(logits, 1)[1].squeeze(1)
+    return lists(table, lengths)

@@ -7,91 +7,22 @@ played from then on. What is computed, and what is drawn, is what would have bee
 
 from __future__ import annotations
 
-import contextlib
-import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from textvae.model import SequenceVAE
+from textvae.nets.recording import Recorder, are_known
 from textvae.objective import Objective
 from textvae.recipe import Recipe
 from textvae.types import Batch, Losses
 
 SEEN_BEFORE = 1  # batches of a shape, before it is recorded: a recording takes as long as several of them
-MEMORY_LEFT = 0.25  # share of the GPU's that stays free of recordings
-STAGED = 2**15  # bytes that a driver copies aside by itself; with more it may wait until what was started is done
-KNOWN = ("textvae", "torch", "zuko")  # whose modules do nothing in Python that a recording would leave out
 
 Key = tuple[tuple[int, ...], tuple[bool, ...]]  # the tokens' shape, and which terms have a weight
-
-
-class Recorder:
-    """What a recording asks of a GPU.
-
-    Args:
-        device: the GPU.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.pool: Any = None
-
-    def has_room(self) -> bool:
-        """Returns whether there is memory for another recording."""
-        free, total = torch.cuda.mem_get_info(self.device)
-        return free > MEMORY_LEFT * total
-
-    def at_hand(self, tensor: Tensor) -> Tensor:
-        """Returns a CPU's tensor where the GPU copies it from without keeping the program."""
-        return tensor.pin_memory() if tensor.nbytes > STAGED else tensor
-
-    @contextlib.contextmanager
-    def drawing_nothing(self) -> Iterator[None]:
-        """A context after which the device's random state is as it was."""
-        with torch.cuda.device(self.device):
-            state = torch.cuda.get_rng_state(self.device)
-            try:
-                yield
-            finally:
-                torch.cuda.set_rng_state(state, self.device)
-
-    def waits(self, work: Callable[[], object]) -> bool:
-        """Does work, and returns whether a part of it waits for the device's answer, which no recording can hold.
-
-        It is asked beforehand, because a recording that breaks off leaves the device's random state unusable.
-        """
-        before = torch.cuda.get_sync_debug_mode()
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # torch says that the mode is a prototype
-                torch.cuda.set_sync_debug_mode("error")
-                work()
-        except RuntimeError as error:
-            if "synchronizing" not in str(error):
-                raise
-            return True
-        finally:
-            torch.cuda.set_sync_debug_mode(before)
-        return False
-
-    def record(self, work: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
-        """Returns what does the work again, and the work's result, which is written anew each time."""
-        if self.pool is None:
-            self.pool = torch.cuda.graph_pool_handle()
-        graph: Any = torch.cuda.CUDAGraph()
-        # All share their memory: a step has done with one before the next begins.
-        with torch.cuda.graph(graph, pool=self.pool):
-            result = work()
-        return graph.replay, result
-
-    def clear(self) -> None:
-        """Gives back what recordings held that are no more."""
-        self.pool = None
-        torch.cuda.empty_cache()
 
 
 class _Recording(NamedTuple):
@@ -247,5 +178,5 @@ def can_be_recorded(recipe: Recipe, unwrapped: SequenceVAE, objective: Objective
         and training.precision != "fp16"  # its losses are scaled by what is measured
         and not objective.critics
         and not objective.controllers
-        and all(type(part).__module__.partition(".")[0] in KNOWN for part in parts)
+        and are_known(parts)
     )
