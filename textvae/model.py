@@ -77,7 +77,7 @@ class SequenceVAE(nn.Module):
             raise ValueError("a language model (latent_dim 0) has no posterior to encode into")
         if self.noise is not None:
             batch = self.noise(batch)
-        embedded = self.encoder_embedding(batch.targets)  # (B, T, E)
+        embedded = _by_step(self.encoder_embedding, batch.targets)  # (B, T, E)
         posterior: Distribution = self.posterior(self.encoder(embedded, batch.lengths))
         return posterior
 
@@ -88,7 +88,7 @@ class SequenceVAE(nn.Module):
             return self._log_likelihood_of_draws(batch, z)
         rows = samples * sentences
         inputs = self.word_dropout(batch.inputs)
-        embedded = self.decoder_embedding(inputs)  # (B, T, E)
+        embedded = _by_step(self.decoder_embedding, inputs)  # (B, T, E)
         embedded = embedded.expand(samples, *embedded.shape).flatten(0, 1)  # (S*B, T, E)
         flat = z.reshape(rows, -1)  # (S*B, D)
         hidden, _ = self.decoder(embedded, flat, self.decoder.start(flat))  # (S*B, T, H)
@@ -96,8 +96,8 @@ class SequenceVAE(nn.Module):
         targets = batch.targets.expand(samples, -1, -1).flatten(0, 1)  # (S*B, T)
         if runs_ahead(hidden):
             # Choosing the real tokens would wait for the device; lengths in a batch are near equal.
-            per_token = self.output(hidden.flatten(0, 1), targets.flatten()).view(mask.shape)
-            per_token = per_token.masked_fill(~mask, 0.0)
+            per_token = self.output(hidden.transpose(0, 1).flatten(0, 1), targets.T.flatten())
+            per_token = per_token.view(mask.T.shape).T.masked_fill(~mask, 0.0)
         else:
             real = self.output(hidden[mask], targets[mask])
             per_token = real.new_zeros(mask.shape).masked_scatter(mask, real)  # (S*B, T)
@@ -171,3 +171,8 @@ class SequenceVAE(nn.Module):
         log_likelihood = self.log_likelihood(batch, decoded)
         heads = {name: head(batch, z) for name, head in self.heads.items()} if self.training else {}
         return VAEOutput(posterior, self.prior(), z, log_likelihood, decoded, heads)
+
+
+def _by_step(embedding: nn.Embedding, tokens: Tensor) -> Tensor:
+    """(B, T, E), in memory step after step: a recurrent kernel reads it as it is, and so its states are written."""
+    return embedding(tokens.T).transpose(0, 1)  # type: ignore[no-any-return]

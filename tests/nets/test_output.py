@@ -1,11 +1,13 @@
 """The output layer and its loss, as a CPU and as a GPU makes them, against torch's cross entropy."""
 
 import functools
+import math
 
 import pytest
 import torch
 import torch.nn.functional as F
 
+from textvae.nets import kept
 from textvae.nets import output as output_module
 from textvae.nets.output import SoftmaxOutput
 
@@ -14,6 +16,7 @@ from textvae.nets.output import SoftmaxOutput
 def form(request, monkeypatch):
     """Both forms of the layer, the second being a GPU's."""
     monkeypatch.setattr(output_module, "runs_ahead", lambda tensor: request.param == "kept whole")
+    return request.param
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -43,12 +46,42 @@ def test_log_probabilities_and_gradients_equal_cross_entropy(bias, even, piece, 
         torch.testing.assert_close(layer.eval()(hidden, targets), plain)
 
 
-def test_extreme_logits_stay_finite_and_exact():
+def test_extreme_logits_stay_finite_and_exact(form):
     layer = SoftmaxOutput(1, 3, bias=False)
     with torch.no_grad():
         layer.weight.copy_(torch.tensor([[0.0], [500.0], [-500.0]]))
     got = layer(torch.ones(3, 1), torch.tensor([0, 1, 2]))
-    torch.testing.assert_close(got, torch.tensor([-500.0, 0.0, -1000.0]))
+    exact = torch.tensor([-500.0, 0.0, -1000.0])
+    # A GPU's training has no pass for the largest logit, and counts what float32 has no number for as its least number.
+    least = math.log(torch.finfo(torch.float32).tiny)
+    torch.testing.assert_close(got, exact.clamp(min=least) if form == "kept whole" else exact)
+    with torch.no_grad():
+        torch.testing.assert_close(layer(torch.ones(3, 1), torch.tensor([0, 1, 2])), exact)
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16], ids=str)
+def test_a_likely_words_small_gradient_is_not_lost_in_half_precision(kind, form):
+    torch.manual_seed(0)
+    targets, weight = torch.arange(40), torch.eye(50, dtype=kind)
+    # Targets' probabilities go from 0.9 to nearly 1. With this weight hidden states are logits, their gradients too.
+    hidden = torch.randn(40, 50) + F.one_hot(targets, 50) * torch.linspace(6, 14, 40)[:, None]
+    hidden = hidden.to(kind).requires_grad_()
+    if form == "kept whole":
+        log_p = kept.log_probabilities(hidden, weight, None, targets)
+    else:
+        layer = SoftmaxOutput(50, 50, bias=False)
+        layer.weight = torch.nn.Parameter(weight)
+        log_p = layer(hidden, targets)
+    (gradient,) = torch.autograd.grad(log_p.sum(), hidden)
+    logits = hidden.detach().double().requires_grad_()
+    exact = -F.cross_entropy(logits, targets, reduction="none")
+    (expected,) = torch.autograd.grad(exact.sum(), logits)
+    # A CPU's logits of bfloat16 are to base 2, and rounded there: of 20, by up to 0.06.
+    digits = (8 if form == "in pieces" else 2) * torch.finfo(kind).eps
+    torch.testing.assert_close(log_p.double(), exact, rtol=digits, atol=1e-7)
+    own = torch.arange(40), targets  # 1 - p: most of these round to nothing where it is p that is rounded
+    assert float(exact.detach().max()) > -1e-3
+    torch.testing.assert_close(gradient.double()[own], expected[own], rtol=digits, atol=1e-7)
 
 
 def test_a_graph_walked_twice_gives_both_gradients():

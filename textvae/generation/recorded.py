@@ -8,6 +8,7 @@ What is drawn is what `word_by_word` draws: a row's numbers depend on its seed a
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -27,7 +28,13 @@ WORTH = 2**16  # steps of a row that take as long as a recording, or so
 
 
 def can_be_recorded(model: StepModel, z: Tensor, settings: Generation) -> bool:
-    """Returns whether a step's kernels are the same each time: not a nucleus's, which tries until it has a word."""
+    """Returns whether a step's kernels are the same each time: not a nucleus's, which tries until it has a word.
+
+    Nor where another thread than the program's own decodes: while a recording is open no thread can draw random numbers
+    on its GPU, and a program whose threads decode beside each other would do so.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return False
     if not (runs_ahead(z) and isinstance(model, SequenceVAE) and settings.max_length > SHORTEST):
         return False
     if settings.method == "beam" or (settings.method == "sample" and settings.top_p not in (None, 1.0)):

@@ -163,8 +163,9 @@ class RecurrentDecoder(nn.Module):
 
 
 def _join(inputs: Tensor, z: Tensor) -> Tensor:
-    """(B, T, E + D): z beside every input."""
-    return torch.cat([inputs, z[:, None].expand(-1, inputs.shape[1], -1).to(inputs.dtype)], dim=-1)
+    """(B, T, E + D): z beside every input; in memory step after step, as the inputs may be."""
+    beside = z[None].expand(inputs.shape[1], -1, -1).to(inputs.dtype)
+    return torch.cat([inputs.transpose(0, 1), beside], dim=-1).transpose(0, 1)
 
 
 DECODERS = Registry("decoder", {"recurrent": RecurrentDecoder}, default="recurrent")

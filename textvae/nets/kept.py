@@ -45,19 +45,24 @@ class _LogProbabilities(torch.autograd.Function):
             of_batch = weight.to(hidden.dtype)
             logits = F.linear(hidden, of_batch, None if bias is None else bias.to(hidden.dtype))  # (N, V)
             chosen = targets[:, None]
-            own = logits.gather(1, chosen).to(wide)
-            asked = (1 - smoothing) * own + smoothing * logits.mean(1, True, dtype=wide) if smoothing else own
-            top, place = logits.max(1, keepdim=True)
-            p = torch.softmax(logits, dim=1)
-            # The largest probability is no smaller than 1 / V: its logarithm is a number in any type.
-            log_sum = top.to(wide) - p.gather(1, place).to(wide).log()  # (N, 1)
+            # float16 has no numbers for the probabilities of unlikely words; the other types have float32's exponents.
+            p = torch.softmax(logits, dim=1, dtype=wide if logits.dtype == torch.float16 else None)
+            own = p.gather(1, chosen).to(wide)
+            p = p.to(logits.dtype).scatter_(1, chosen, 0)
+            # Of a likely word p - 1 is a small difference, which p as it was rounded does not hold; the sum of the
+            # others does, and what was rounded in it is a small part of it.
+            others = p.sum(1, keepdim=True, dtype=wide)
+            total = others + own
+            log_p = (own / total).clamp_min(torch.finfo(wide).tiny).log()  # (N, 1), -87 nats at least, and a number
+            asked = log_p
             if smoothing:
+                far = logits.mean(1, keepdim=True, dtype=wide) - logits.gather(1, chosen).to(wide)
+                asked = log_p + smoothing * far
                 p.sub_(smoothing / len(weight))
-            # Of a likely word p - 1 is a small difference, which p as it was rounded does not hold.
-            p.scatter_(1, chosen, ((own - log_sum).exp() - (1 - smoothing) - smoothing / len(weight)).to(p.dtype))
+            p.scatter_(1, chosen, (smoothing - smoothing / len(weight) - others / total).to(p.dtype))
             ctx.types = weight.dtype, None if bias is None else bias.dtype
             ctx.save_for_backward(hidden, of_batch, p)
-            return (asked - log_sum).squeeze(1)
+            return asked.squeeze(1)
 
     @staticmethod
     @once_differentiable
@@ -68,7 +73,8 @@ class _LogProbabilities(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             of_hidden = (less @ weight).mul_(share)
         if ctx.needs_input_grad[1]:
-            of_weight = (less.T @ (hidden * share).to(hidden.dtype)).to(ctx.types[0])
+            scaled = torch.mul(hidden, share, out=torch.empty_like(hidden))  # in float32, and no further pass to round
+            of_weight = (less.T @ scaled).to(ctx.types[0])
         if ctx.needs_input_grad[2]:
             of_bias = (share.T.to(less.dtype) @ less).squeeze(0).to(ctx.types[1])
         return of_hidden, of_weight, of_bias, None, None

@@ -22,6 +22,7 @@ PIECE_ROWS = 256
 DEVICE_ELEMENTS = 2**27  # on a GPU, without gradients: there a small piece costs more to start than to compute
 # Without gradients no piece needs all of the vocabulary at once, and smaller blocks stay nearer to the cores.
 BLOCK_ROWS, BLOCK_WORDS = 2048, 1280
+SUMMED_ROWS = 64  # of half precision
 LINE = 16  # float32 numbers in a cache line
 
 LOG2_E = 1 / math.log(2)
@@ -153,7 +154,8 @@ class _Read(NamedTuple):
 
     log_p: Tensor  # (n,) of the targets, smoothed, float32 or float64
     powers: Tensor  # (n, V), in a buffer that the next piece overwrites
-    sums: Tensor  # (n, 1); powers / sums are the probabilities of all tokens
+    sums: Tensor  # (n, 1); powers / sums are the probabilities of all tokens, but 0 of the target
+    rest: Tensor  # (n, 1), 1 - p(target)
 
 
 class _Layer:
@@ -182,27 +184,41 @@ class _Layer:
             # Logits to base 2: a power of two costs a third of one of e, and no pass looks for the largest logit.
             out, beta = self.room[: len(hidden)], int(self.bias is not None)
             powers = torch.addmm(self.bias_2, hidden, self.weight.T, beta=beta, alpha=LOG2_E, out=out)
-            chosen = self._chosen(powers, targets)
-            sums = powers.exp2_().sum(1, keepdim=True, dtype=chosen.dtype)
-            log_sums = sums.squeeze(1).log2()
+            own, asked = self._chosen(powers, targets)
+            sums, others = _apart(powers.exp2_(), targets, own.exp2())
+            log_sums = sums.log2()
             if _moderate(log_sums):
-                return _Read((chosen - log_sums) / LOG2_E, powers, sums)
+                return _Read((asked - log_sums).squeeze(1) / LOG2_E, powers, sums, others / sums)
         logits = F.linear(hidden, self.weight, self.bias)
-        chosen = self._chosen(logits, targets)
-        top = logits.amax(1).to(chosen.dtype)
-        probabilities = torch.softmax(logits, dim=-1, dtype=chosen.dtype)
+        own, asked = self._chosen(logits, targets)
+        top = logits.amax(1, keepdim=True).to(own.dtype)
+        probabilities = torch.softmax(logits, dim=-1, dtype=own.dtype)
         # log sum exp(logits) = max logit - log max p: exact to rounding, since max p is at least 1 / V, and
         # cheaper than a pass of its own over the vocabulary.
-        log_p = chosen - top + probabilities.amax(1).log()
-        return _Read(log_p, probabilities, probabilities.new_ones(len(hidden), 1))
+        log_p = asked - top + probabilities.amax(1, keepdim=True).log()
+        sums, others = _apart(probabilities, targets, probabilities.gather(1, targets[:, None]))
+        return _Read(log_p.squeeze(1), probabilities, sums, others / sums)
 
-    def _chosen(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """(n,) the targets' logits, smoothed, float32 or float64."""
+    def _chosen(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """(n, 1) the targets' logits, and the same smoothed, float32 or float64."""
         wide = torch.promote_types(logits.dtype, torch.float32)
-        chosen = logits.gather(1, targets[:, None]).squeeze(1).to(wide)
-        if self.smoothing:
-            chosen = (1 - self.smoothing) * chosen + self.smoothing * logits.mean(1, dtype=wide)
-        return chosen
+        own = logits.gather(1, targets[:, None]).to(wide)
+        if not self.smoothing:
+            return own, own
+        return own, (1 - self.smoothing) * own + self.smoothing * logits.mean(1, keepdim=True, dtype=wide)
+
+
+def _apart(powers: Tensor, targets: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns the sums of powers (n, V) with and without the targets' own (n, 1), both (n, 1); the targets' become 0.
+
+    Of a likely word 1 - p is a small difference, which p as half precision rounds it does not hold: it is the share of
+    the others. So the targets' part of the gradients is no part of the products.
+    """
+    powers.scatter_(1, targets[:, None], 0)
+    # torch sums half precision in float32 by a copy of all of it, which a few rows at a time keep in the cache.
+    parts = [powers] if powers.dtype == own.dtype else powers.split(SUMMED_ROWS)
+    others = torch.cat([part.sum(1, keepdim=True, dtype=own.dtype) for part in parts])
+    return others + own, others
 
 
 class _LogProbability(torch.autograd.Function):
@@ -249,11 +265,11 @@ def _with_gradients(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """log p (N,) and the gradients of sum_i scale_i log p_i (scale 1 where None) by hidden, weight and bias.
 
-    d log p(y) / d logits = onehot(y) - powers / sums. The division and the one-hot part are left to the products'
+    d log p(y) / d logits = onehot(y) - p. The division by the sums and the targets' part are left to the products'
     small sides and results, so that no pass over the vocabulary is needed for them.
     """
     layer = _Layer(hidden, weight, bias, smoothing, piece)
-    log_p = []
+    log_p, rest = [], []
     hidden_grad = torch.empty_like(hidden)
     weight_grad = torch.empty_like(weight)
     bias_grad = None if bias is None else torch.zeros_like(bias)
@@ -261,6 +277,7 @@ def _with_gradients(
         rows = slice(begin, begin + piece)
         part = layer.read(hidden[rows], targets[rows])
         log_p.append(part.log_p)
+        rest.append(part.rest)
         share = -1 / part.sums  # (n, 1)
         if scale is not None:
             share *= scale[rows, None]
@@ -276,32 +293,41 @@ def _with_gradients(
             weight_grad += powers.T @ into
         else:
             weight_grad.copy_(powers.T @ into)
-    _add_targets(hidden, layer.weight, targets, scale, smoothing, (hidden_grad, weight_grad, bias_grad))
+    of_targets = torch.cat(rest) - smoothing
+    if scale is not None:
+        of_targets = of_targets * scale[:, None]
+    _add_targets(hidden, layer.weight, targets, of_targets, (hidden_grad, weight_grad, bias_grad))
+    if smoothing:
+        _add_smoothing(hidden, layer.weight, scale, smoothing, (hidden_grad, weight_grad, bias_grad))
     return torch.cat(log_p), hidden_grad, weight_grad, bias_grad
 
 
 def _add_targets(
+    hidden: Tensor, weight: Tensor, targets: Tensor, shares: Tensor, gradients: tuple[Tensor, Tensor, Tensor | None]
+) -> None:
+    """Adds shares (N, 1) times onehot(y) to the logits' gradients, as the three see it."""
+    hidden_grad, weight_grad, bias_grad = gradients
+    hidden_grad += weight[targets] * shares.to(hidden.dtype)
+    weight_grad.index_add_(0, targets, hidden.to(weight_grad.dtype) * shares.to(weight_grad.dtype))
+    if bias_grad is not None:
+        bias_grad.index_add_(0, targets, shares.squeeze(1).to(bias_grad.dtype))
+
+
+def _add_smoothing(
     hidden: Tensor,
     weight: Tensor,
-    targets: Tensor,
     scale: Tensor | None,
     smoothing: float,
     gradients: tuple[Tensor, Tensor, Tensor | None],
 ) -> None:
-    """Adds scale_i times (1 - smoothing) onehot(y_i) + smoothing / V to the logits' gradients, as the three see it."""
+    """Adds scale_i times smoothing / V to the logits' gradients, as the three see it."""
     hidden_grad, weight_grad, bias_grad = gradients
     ones = torch.ones_like(hidden[:, :1]) if scale is None else scale[:, None].to(hidden.dtype)
-    hidden_grad += weight[targets] * ((1 - smoothing) * ones)
-    into = hidden * ones
-    weight_grad.index_add_(0, targets, into.to(weight_grad.dtype), alpha=1 - smoothing)
+    even = smoothing / len(weight)
+    hidden_grad += even * ones * weight.sum(0)
+    weight_grad += even * (hidden * ones).sum(0)
     if bias_grad is not None:
-        bias_grad.index_add_(0, targets, ones.squeeze(1).to(bias_grad.dtype), alpha=1 - smoothing)
-    if smoothing:
-        even = smoothing / len(weight)
-        hidden_grad += even * ones * weight.sum(0)
-        weight_grad += even * into.sum(0)
-        if bias_grad is not None:
-            bias_grad += even * ones.sum()
+        bias_grad += even * ones.sum()
 
 
 # A name, not a class, where a module of its own holds it.
