@@ -161,8 +161,8 @@ def encoding(options: Options) -> Case:
 OF_A_GPU = ("train-1024-b512", "sample-100k")
 CASES: dict[str, Callable[[Options], Case]] = {
     "train-256-b32": lambda options: training(SMALL, 32, 12, options),
-    "train-256-b256": lambda options: training(SMALL, 256, 4, options),
-    "train-1024-b32": lambda options: training(LARGE, 32, 4, options),
+    "train-256-b256": lambda options: training(SMALL, 256, 8, options),
+    "train-1024-b32": lambda options: training(LARGE, 32, 12, options),
     "train-1024-b256": lambda options: training(LARGE, 256, 2, options),
     "iw-nll": importance,
     "sample": lambda options: generation("sample", options),
