@@ -3,6 +3,8 @@
 On a CPU, by a recorder that does the work again in place of a GPU's graph; `test_gpu.py` has the real one.
 """
 
+import threading
+
 import pytest
 import torch
 from torch import nn
@@ -152,7 +154,12 @@ class Loud(nn.Embedding):
 
 @pytest.mark.parametrize(
     "settings",
-    [{"method": "sample", "top_p": 0.9}, {"method": "beam"}, {"method": "greedy", "max_length": 5}],
+    [
+        {"method": "sample", "top_p": 0.9},
+        {"method": "beam"},
+        {"method": "greedy", "max_length": 5},
+        {"method": "sample", "max_length": 5000},
+    ],
     ids=str,
 )
 def test_what_is_not_the_same_at_every_step_is_not_recorded(settings, monkeypatch):
@@ -168,6 +175,17 @@ def test_what_a_user_wrote_is_not_recorded(monkeypatch):
     assert recorded.can_be_recorded(mine, latents(1), settings)
     mine.decoder_embedding = Loud(VOCABULARY, 12)
     assert not recorded.can_be_recorded(mine, latents(1), settings)
+
+
+def test_threads_beside_the_programs_own_record_nothing(monkeypatch):
+    monkeypatch.setattr(recorded, "runs_ahead", lambda tensor: True)
+    mine, found = model(), []
+    settings = Generation(method="greedy", max_length=40)
+    thread = threading.Thread(target=lambda: found.append(recorded.can_be_recorded(mine, latents(1), settings)))
+    thread.start()
+    thread.join()
+    assert found == [False]
+    assert recorded.can_be_recorded(mine, latents(1), settings)
 
 
 def test_no_sentences_are_none(monkeypatch):

@@ -24,6 +24,7 @@ from textvae.recipe import Generation
 
 LOOKED = 8  # steps between two looks at what has ended; a divisor of WORDS
 SHORTEST = 2 * LOOKED  # steps at most: for fewer nothing is recorded
+LONGEST = 4096  # steps at most: there is a place for each word of each sentence before it is written
 WORTH = 2**16  # steps of a row that take as long as a recording, or so
 
 
@@ -35,7 +36,7 @@ def can_be_recorded(model: StepModel, z: Tensor, settings: Generation) -> bool:
     """
     if threading.current_thread() is not threading.main_thread():
         return False
-    if not (runs_ahead(z) and isinstance(model, SequenceVAE) and settings.max_length > SHORTEST):
+    if not (runs_ahead(z) and isinstance(model, SequenceVAE) and SHORTEST < settings.max_length <= LONGEST):
         return False
     if settings.method == "beam" or (settings.method == "sample" and settings.top_p not in (None, 1.0)):
         return False
