@@ -153,6 +153,7 @@ def test_recorded_steps_of_generation_write_what_launched_ones_do(values, output
     monkeypatch.setattr(search, "DEVICE_ROWS", 128)
     monkeypatch.setattr(recorded, "WORTH", 0)
     for settings in ({"method": "greedy"}, {"method": "sample"}, {"method": "sample", "top_k": 5}):
+        recordings.clear()
         mine = decoded(vae, "cuda", settings)
         assert recordings
         with monkeypatch.context() as without:
@@ -166,8 +167,10 @@ def test_recorded_steps_of_generation_write_what_launched_ones_do(values, output
         )
 
 
-def test_another_threads_work_does_not_break_a_recording(run):
+def test_another_threads_work_does_not_break_a_recording(run, monkeypatch):
     vae, stop, errors = on("cuda", run), threading.Event(), []
+    recordings, record = [], Recorder.record
+    monkeypatch.setattr(Recorder, "record", lambda self, work: recordings.append(1) or record(self, work))
     matrix = torch.randn(300, 300, device="cuda")
 
     def work() -> None:
@@ -177,7 +180,7 @@ def test_another_threads_work_does_not_break_a_recording(run):
         except Exception as error:
             errors.append(error)
 
-    other = threading.Thread(target=work)
+    other = threading.Thread(target=work, daemon=True)
     other.start()
     try:
         first = decoded(vae, "cuda", {"method": "sample"})
@@ -187,6 +190,7 @@ def test_another_threads_work_does_not_break_a_recording(run):
         stop.set()
         other.join()
     assert not errors
+    assert recordings
 
 
 def test_threads_decode_beside_each_other(run):
@@ -204,11 +208,13 @@ def test_threads_decode_beside_each_other(run):
     threads = [threading.Thread(target=work) for _ in range(4)]
     for thread in threads:
         thread.start()
+    while any(thread.is_alive() for thread in threads):
+        found.append(decoded(vae, "cuda", {"method": "sample"}).ids)  # the main thread's own
     for thread in threads:
         thread.join()
     assert not errors
     same = [a == b for ids in found for a, b in zip(ids, expected, strict=True)]
-    assert len(same) == 20 * 300
+    assert len(same) > 20 * 300
     assert sum(same) >= 0.95 * len(same)  # a draw may fall between two words
 
 

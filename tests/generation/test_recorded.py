@@ -3,7 +3,9 @@
 On a CPU, by a recorder that does the work again in place of a GPU's graph; `test_gpu.py` has the real one.
 """
 
+import gc
 import threading
+import weakref
 
 import pytest
 import torch
@@ -175,16 +177,53 @@ def test_what_a_user_wrote_is_not_recorded(monkeypatch):
     assert recorded.can_be_recorded(mine, latents(1), settings)
     mine.decoder_embedding = Loud(VOCABULARY, 12)
     assert not recorded.can_be_recorded(mine, latents(1), settings)
+    mine = model()
+    handle = mine.output.register_forward_hook(lambda *_: None)
+    assert not recorded.can_be_recorded(mine, latents(1), settings)
+    handle.remove()
+    assert recorded.can_be_recorded(mine, latents(1), settings)
+    mine.__class__ = type("Own", (SequenceVAE,), {"__module__": "theirs"})
+    assert not recorded.can_be_recorded(mine, latents(1), settings)
+
+
+def test_a_model_in_training_is_not_recorded(monkeypatch):
+    monkeypatch.setattr(recorded, "runs_ahead", lambda tensor: True)
+    assert not recorded.can_be_recorded(model().train(), latents(1), Generation(method="greedy", max_length=40))
+
+
+def test_without_memory_nothing_is_kept_when_the_call_is_over(monkeypatch):
+    made, init = [], recorded.RecordedSteps.__init__
+
+    def remembered(self, *given, **named):
+        init(self, *given, **named)
+        made.append(weakref.ref(self))
+
+    monkeypatch.setattr(recorded.RecordedSteps, "__init__", remembered)
+    gc.disable()
+    try:
+        decoded(latents(5), {"method": "sample"}, monkeypatch, Again(room=False))
+        assert [one() for one in made] == [None]
+    finally:
+        gc.enable()
 
 
 def test_threads_beside_the_programs_own_record_nothing(monkeypatch):
     monkeypatch.setattr(recorded, "runs_ahead", lambda tensor: True)
     mine, found = model(), []
     settings = Generation(method="greedy", max_length=40)
-    thread = threading.Thread(target=lambda: found.append(recorded.can_be_recorded(mine, latents(1), settings)))
+    stop = threading.Event()
+
+    def work() -> None:
+        found.append(recorded.can_be_recorded(mine, latents(1), settings))
+        stop.wait()
+
+    thread = threading.Thread(target=work)
     thread.start()
+    beside = recorded.can_be_recorded(mine, latents(1), settings)
+    stop.set()
     thread.join()
     assert found == [False]
+    assert not beside
     assert recorded.can_be_recorded(mine, latents(1), settings)
 
 

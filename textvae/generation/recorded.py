@@ -31,16 +31,25 @@ WORTH = 2**16  # steps of a row that take as long as a recording, or so
 def can_be_recorded(model: StepModel, z: Tensor, settings: Generation) -> bool:
     """Returns whether a step's kernels are the same each time: not a nucleus's, which tries until it has a word.
 
-    Nor where another thread than the program's own decodes: while a recording is open no thread can draw random numbers
-    on its GPU, and a program whose threads decode beside each other would do so.
+    Nor where a program's threads work beside each other: while a recording is open no other can draw random numbers on
+    its GPU. Threads that the program does not wait for (daemons: a progress bar's, a notebook's) are taken for idle.
     """
-    if threading.current_thread() is not threading.main_thread():
+    if not alone():
         return False
     if not (runs_ahead(z) and isinstance(model, SequenceVAE) and SHORTEST < settings.max_length <= LONGEST):
         return False
+    if model.training:
+        return False
     if settings.method == "beam" or (settings.method == "sample" and settings.top_p not in (None, 1.0)):
         return False
-    return are_known(part for own in (model.decoder, model.output, model.decoder_embedding) for part in own.modules())
+    parts = (model.decoder, model.output, model.decoder_embedding)
+    return are_known([model, *(part for own in parts for part in own.modules())])
+
+
+def alone() -> bool:
+    """Returns whether this is the program's main thread, and no other is one that it would wait for."""
+    main = threading.main_thread()
+    return threading.current_thread() is main and all(one is main or one.daemon for one in threading.enumerate())
 
 
 class _Rows(NamedTuple):
@@ -87,7 +96,8 @@ class RecordedSteps:
         self.table = torch.empty(self.max_length, rows + 1, dtype=torch.int64, device=device)
         self.log_likelihood = torch.zeros(rows + 1, dtype=torch.float64, device=device)
         self.sizes: dict[int, _Rows] = {}
-        self.plays: dict[int, Callable[[], object] | None] = {}
+        self.taken: set[int] = set()  # sizes of which a step has been launched
+        self.plays: dict[int, Callable[[], object] | None] = {}  # None: there is no memory for it
 
     def part(self, z: Tensor, streams: Streams | None) -> Generated:
         """Decodes latents (B, D) with B at most `rows`, each part with streams of its own."""
@@ -157,22 +167,22 @@ class RecordedSteps:
     def _take(self, at: _Rows) -> None:
         """Takes a step: launched the first time, which makes ready what a recording finds, and recorded the second."""
         size = len(at.tokens)
-        if size not in self.plays:
-            self.plays[size] = None
-            self._work(at)
-            return
-        play = self.plays[size]
+        if size in self.taken and size not in self.plays:
+            self.plays[size] = self._recorded(at)
+        self.taken.add(size)
+        play = self.plays.get(size)
         if play is None:
-            play = self.plays[size] = self._recorded(at)
-        play()
+            self._work(at)
+        else:
+            play()
 
-    def _recorded(self, at: _Rows) -> Callable[[], object]:
+    def _recorded(self, at: _Rows) -> Callable[[], object] | None:
         try:
             if self.recorder.has_room():
                 return self.recorder.record(lambda: self._work(at))[0]
         except torch.OutOfMemoryError:
             self.recorder.clear()
-        return lambda: self._work(at)
+        return None
 
     def _work(self, at: _Rows) -> Tensor:
         logits, state = self.model.step(at.tokens, at.z, at.state)

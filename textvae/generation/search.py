@@ -1,7 +1,7 @@
 """Words from a latent: greedy, ancestral sampling (temperature, top-k, nucleus) and beam search, a batch at once.
 
 Sentences and hypotheses leave the batch as they end, so that the output layer, which is nearly all of the work, never
-runs for one that is done.
+runs for one that is done; on a GPU, where steps are recorded (`recorded.py`), they leave now and then.
 """
 
 from __future__ import annotations

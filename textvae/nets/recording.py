@@ -15,11 +15,22 @@ MEMORY_LEFT = 0.25  # share of the GPU's that stays free of recordings
 STAGED = 2**15  # bytes that a driver copies aside by itself; with more it may wait until what was started is done
 KNOWN = ("textvae", "torch", "zuko")  # whose modules do nothing in Python that a recording would leave out
 ONE_AT_A_TIME = threading.Lock()  # a program can hold one recording open
+_STREAMS: dict[
+    torch.device, Any
+] = {}  # a GPU's, that its recordings are made on: cuBLAS keeps memory for each it has seen
 
 
 def are_known(parts: Iterable[object]) -> bool:
-    """Returns whether none of the parts is a user's own, which may do in Python what a recording would leave out."""
-    return all(type(part).__module__.partition(".")[0] in KNOWN for part in parts)
+    """Returns whether none of the parts is a user's own, which may do in Python what a recording would leave out.
+
+    A hook that was hung on a module is one as well.
+    """
+    return all(
+        type(part).__module__.partition(".")[0] in KNOWN
+        and not getattr(part, "_forward_hooks", None)
+        and not getattr(part, "_forward_pre_hooks", None)
+        for part in parts
+    )
 
 
 class Recorder:
@@ -73,13 +84,17 @@ class Recorder:
 
     def record(self, work: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
         """Returns what does the work again, and the work's result, which is written anew each time."""
-        if self.pool is None:
-            self.pool = torch.cuda.graph_pool_handle()
-        graph: Any = torch.cuda.CUDAGraph()
-        # All share their memory: a step has done with one before the next begins. What other threads ask of the GPU in
-        # the meantime is no part of it.
-        with ONE_AT_A_TIME, torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
-            result = work()
+        # torch records on the current GPU unless it is told otherwise, and would record nothing of another's work.
+        with ONE_AT_A_TIME, torch.cuda.device(self.device):
+            if self.pool is None:
+                self.pool = torch.cuda.graph_pool_handle()
+            if (stream := _STREAMS.get(self.device)) is None:
+                stream = _STREAMS[self.device] = torch.cuda.Stream(self.device)
+            graph: Any = torch.cuda.CUDAGraph()
+            # All share their memory: a step has done with one before the next begins. What other threads ask of the GPU
+            # in the meantime is no part of it.
+            with torch.cuda.graph(graph, pool=self.pool, stream=stream, capture_error_mode="thread_local"):
+                result = work()
         return graph.replay, result
 
     def clear(self) -> None:
