@@ -6,11 +6,11 @@ import contextlib
 import unicodedata
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from textvae.errors import CorpusError
 from textvae.recipe import PARTS, Data, Part
+from textvae.text.cache import mapped
 from textvae.text.sources import Raw, fingerprint_of, is_stream, open_parts, sentence_features
 
 if TYPE_CHECKING:
@@ -75,16 +75,6 @@ def load(data: Data) -> Corpus:
     )
 
 
-def cache_file(folder: str | None, name: str) -> str:
-    """Returns the path of a cached Arrow file, in `folder` or else among datasets' own, the folder made."""
-    import datasets
-
-    place = Path(folder) if folder is not None else Path(datasets.config.HF_DATASETS_CACHE) / "textvae"
-    place = place.expanduser()
-    place.mkdir(parents=True, exist_ok=True)
-    return str(place / f"{name}.arrow")
-
-
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """datasets without its progress bars, which would stand between a training's own lines."""
@@ -111,9 +101,7 @@ def _clean(raw: Raw, data: Data, part: Part) -> tuple[Any, dict[str, int]]:
         return {"text": [cleaned(text, data) for text in kept]}
 
     name = fingerprint_of(raw.identity, data.lowercase, data.normalize, CLEANING)
-    rows = raw.rows.map(
-        clean, batched=True, features=sentence_features(), new_fingerprint=name, cache_file_name=cache_file(None, name)
-    )
+    rows = mapped(raw.rows, clean, folder=None, name=name, features=sentence_features())
     batches = raw.rows.with_format("arrow").iter(batch_size=10_000)
     nulls = sum(table["text"].null_count for table in batches)
     counts = {"null": nulls, "empty": len(raw.rows) - len(rows) - nulls}

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from textvae.errors import CorpusError
 from textvae.recipe import Data, Part
+from textvae.text.cache import mapped
 from textvae.text.codecs import CONFIG, TextTokenizer
-from textvae.text.corpora import Corpus, cache_file, quiet
+from textvae.text.corpora import Corpus, quiet
 from textvae.text.sources import fingerprint_of, is_stream
 from textvae.types import Tokenizer
 
@@ -73,13 +74,8 @@ def encode(corpus: Corpus, tokenizer: Tokenizer, data: Data, *, cache_dir: str |
                 dropped[part] = before
                 continue
             name = fingerprint_of(fingerprint, part)
-            encoded: Any = rows.map(
-                encoder,
-                batched=True,
-                remove_columns=["text"],
-                features=_features(),
-                new_fingerprint=name,
-                cache_file_name=cache_file(cache_dir, name),
+            encoded: Any = mapped(
+                rows, encoder, folder=cache_dir, name=name, remove_columns=["text"], features=_features()
             )
             if len(encoded) == 0:
                 raise CorpusError(

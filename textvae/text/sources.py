@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from textvae.errors import CorpusError, suggest
 from textvae.recipe import PARTS, Data, Part
 from textvae.text import files
+from textvae.text.cache import generated
 
 if TYPE_CHECKING:
     import datasets
@@ -146,7 +147,12 @@ def _file_part(part: Part, paths: str | list[str], data: Data) -> Raw:
     if next(_rows_of_files(shards), None) is None:  # datasets writes no table without rows
         return Raw(datasets.Dataset.from_dict({"text": []}, features=sentence_features()), identity)
     try:
-        rows = datasets.Dataset.from_generator(_rows_of_files, fingerprint=identity, **arguments)
+        rows = generated(
+            lambda folder: datasets.Dataset.from_generator(
+                _rows_of_files, fingerprint=identity, cache_dir=folder, **arguments
+            ),
+            name=identity,
+        )
     except datasets.exceptions.DatasetGenerationError as error:
         if isinstance(error.__cause__, CorpusError):
             raise error.__cause__ from None
