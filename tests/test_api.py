@@ -82,6 +82,19 @@ def test_a_seed_repeats_samples_and_another_does_not_and_the_global_state_is_lef
     assert vae.sample(0) == []
 
 
+def test_numbers_of_numpy_and_tensors_are_numbers(vae):
+    plain = vae.sample(5, seed=1, top_k=5, temperature=0.7)
+    assert vae.sample(5, seed=1, top_k=numpy.int64(5), temperature=numpy.float32(0.7)) == plain
+    assert vae.sample(5, seed=1, top_k=torch.tensor(5), temperature=torch.tensor(0.7)) == plain
+    with pytest.raises(UserError, match=r"generation.top_k"):
+        vae.sample(5, top_k=numpy.array([5, 6]))
+
+
+def test_a_recipe_that_is_a_path_is_told_how_it_is_read(vae):
+    with pytest.raises(UserError, match=r"recipe: got 'run/recipe.yaml'; textvae.load_recipe\(path\) reads one"):
+        vae.evaluate(recipe="run/recipe.yaml")
+
+
 def test_interpolation_starts_and_ends_at_the_reconstructions(vae):
     a, b = sentences(2, seed=21)
     for path in ("linear", "spherical"):

@@ -99,7 +99,9 @@ def with_options(settings: Frozen, options: Mapping[str, Any], path: str) -> Fro
     Raises:
         UserError: an unknown option, or one of the wrong type or range.
     """
-    values = {**settings.model_dump(), **options}
+    # A NumPy number, or a tensor's, is as good as Python's own, and pydantic takes it for none.
+    plain = {name: value.item() if getattr(value, "ndim", None) == 0 else value for name, value in options.items()}
+    values = {**settings.model_dump(), **plain}
     try:
         return type(settings).model_validate(values)
     except pydantic.ValidationError as error:

@@ -354,7 +354,11 @@ def test_a_name_or_a_sample_that_looks_like_markup_breaks_nothing(values, vae):
 
 @pytest.mark.parametrize(
     ("told", "message"),
-    [({"license": "My own!"}, "license: got 'My own!'"), ({"language": "English"}, "language: got 'English'")],
+    [
+        ({"license": "My own!"}, "license: got 'My own!'"),
+        ({"language": "English"}, "language: got 'English'"),
+        ({"licence": "mit"}, "licence: is no argument of a model card; .*Did you mean 'license'"),
+    ],
 )
 def test_metadata_that_the_hub_would_refuse_is_refused_here(vae, told, message):
     with pytest.raises(UserError, match=message):

@@ -73,6 +73,8 @@ def evaluate(vae: Any, split: str, *, recipe: Recipe, seed: int, asked: Asked, s
         UserError: the corpus has no such part, or cannot be read, or what is asked for cannot be had.
     """
     vae = copy.copy(vae)  # the caller's keeps its own way of decoding
+    if not isinstance(recipe, Recipe):
+        raise UserError(f"recipe: got {recipe!r:.60}; textvae.load_recipe(path) reads one")
     vae.recipe = vae.recipe.model_copy(update={"generation": recipe.generation})
     _check(vae, asked)
     part = opened(vae, split, recipe, seed)

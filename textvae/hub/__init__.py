@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import shutil
@@ -187,6 +188,10 @@ class HubMixin(ModelHubMixin, library_name="textvae", tags=["text-vae"]):
         Raises:
             UserError: an unknown argument, or one that the Hub would refuse.
         """
+        known = list(inspect.signature(card.card).parameters)[1:]
+        if args or (unknown := [name for name in told if name not in known]):
+            given = repr(args[0])[:60] if args else unknown[0]
+            raise UserError(f"{given}: is no argument of a model card{suggest(given, known)}")
         return card.card(self, **told)
 
 
