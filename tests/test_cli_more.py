@@ -136,6 +136,17 @@ def test_a_run_without_a_test_part_is_measured_on_its_validation_part(folder, mo
     assert seen == [(folder / "validation.txt").read_text().splitlines()[:8]]
 
 
+def test_a_run_that_samples_coldly_is_evaluated_by_another_method(run, capfd):
+    recipe = yaml.safe_load((run / "recipe.yaml").read_text())
+    recipe["generation"] |= {"temperature": 0.7, "top_k": 5}
+    (run / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    command = ["evaluate", str(run), "--split", "validation", "--samples", "5", "generation.method=beam"]
+    assert main([*command, "--json"]) == 0
+    decoding = json.loads(capfd.readouterr().out)["settings"]["samples_by"]
+    assert (decoding["method"], decoding["temperature"]) == ("beam", 1.0)
+    assert "generation.top_k: got 3 with method 'beam'" in refused(capfd, *command, "generation.top_k=3")
+
+
 def test_a_comparison_says_the_same_again_and_of_every_figure(folder, run, capfdbinary):
     runs = [folder / "run", run]
     assert main(["train", str(run / "recipe.yaml"), "--out", str(run), "--resume", "training.max_steps=60"]) == 0

@@ -5,11 +5,21 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from textvae.errors import UserError
+
+SAMPLING = {"generation.temperature": "1.0", "generation.top_k": "null", "generation.top_p": "null"}
+
+
+def _of_its_method(overrides: Sequence[str]) -> list[str]:
+    """Overrides, and that another method than sampling has none of the temperature and truncation of the run's own."""
+    given = {key: value for key, _, value in (override.partition("=") for override in overrides)}
+    if given.get("generation.method", "sample") == "sample":
+        return list(overrides)
+    return [*overrides, *(f"{key}={value}" for key, value in SAMPLING.items() if key not in given)]
 
 
 def evaluate(options: argparse.Namespace) -> None:
@@ -30,7 +40,7 @@ def evaluate(options: argparse.Namespace) -> None:
         from textvae import recipe_file
         from textvae.checkpoint import RECIPE
 
-        recipe = recipe_file.load(Path(options.run) / RECIPE, options.overrides)
+        recipe = recipe_file.load(Path(options.run) / RECIPE, _of_its_method(options.overrides))
     result = vae.evaluate(
         options.split,
         recipe=recipe,
