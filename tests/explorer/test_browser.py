@@ -138,6 +138,11 @@ def test_every_control_answers_what_the_run_says(page, vae, views):
     tab(page, "Dimensions")
     page.locator("#dimension-text textarea").fill(A)
     slide(page, "dimension-which", 3)
+    # The page puts the sentence's own value there first, which on a busy machine came after what was typed.
+    page.wait_for_function(
+        "own => Math.abs(document.querySelector('#dimension-own input').value - own) < 0.005", arg=views.own(A, 3)
+    )
+    page.wait_for_timeout(300)
     slide(page, "dimension-value", -2.5)
     page.locator("#dimension-go").click()
     before, after, _ = views.move(A, 3, -2.5)
