@@ -159,7 +159,7 @@ def _dimensions(views: Views, on: Answer, first: str) -> None:
             return before, after, _cells(rows), views.own(text, which)
 
         events = [button.click, text.submit, which.release, value.release]
-        on(events, moved, [text, which, value], [before, after, found, given])
+        on(events, moved, [text, which, value], [before, after, found, given], **LAST)
 
 
 def _attributes(views: Views, on: Answer, first: str) -> None:
@@ -187,7 +187,7 @@ def _attributes(views: Views, on: Answer, first: str) -> None:
 
         on([name.change], labels_of, name, [source, target], rate=None)
         events = [button.click, text.submit, strength.release]
-        on(events, shifted, [text, name, source, target, strength], [moved, found])
+        on(events, shifted, [text, name, source, target, strength], [moved, found], **LAST)
 
 
 def _map(views: Views, on: Answer) -> None:
@@ -237,7 +237,7 @@ def _map(views: Views, on: Answer) -> None:
             rows = [[f"{distance:.2f}", text] for distance, text in answer.neighbours]
             return drawn(kind, colour, place).image, answer.decoded, rows
 
-        on([tab.select, kind.change, colour.change], shown, [kind, colour], image)
+        on([tab.select, kind.change, colour.change], shown, [kind, colour], image, **LAST)
         on([image.select], clicked, [kind, colour], [image, text, found])
 
 
