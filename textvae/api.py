@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from textvae import build, checkpoint, recipe_file, toolbox
+from textvae.combinations import OF_SAMPLING
 from textvae.distributed import agreed, all_results, is_mine
 from textvae.errors import CheckpointError, UserError, suggest
 from textvae.evaluation import language as language_models
@@ -118,8 +119,7 @@ class TextVAE(HubMixin):
         """Returns the posterior means and standard deviations, each (N, D) float32 on the CPU."""
         self._needs_latents("encode")
         texts = given.texts(texts)
-        means = torch.empty(len(texts), self.latent_dim)
-        scales = torch.empty(len(texts), self.latent_dim)
+        means, scales = torch.empty(2, len(texts), self.latent_dim)
         found: dict[int, tuple[Any, Tensor, Tensor]] = {}
         with torch.inference_mode():
             for number, (rows, batch) in enumerate(self.batches(texts)):
@@ -348,7 +348,7 @@ class TextVAE(HubMixin):
     def _settings(self, options: dict[str, Any]) -> Generation:
         if options.get("method", "sample") != "sample":
             # The recipe's temperature and truncation are of its own method, sampling, and say nothing of another.
-            options = {"temperature": 1.0, "top_k": None, "top_p": None, **options}
+            options = {**OF_SAMPLING, **options}
         settings = recipe_file.with_options(self.recipe.generation, options, "generation")
         if options.get("beam_size") is not None and settings.method != "beam":
             raise UserError(f"beam_size: is of method beam, and the method is {settings.method}")

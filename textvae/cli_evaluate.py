@@ -11,16 +11,6 @@ from typing import Any
 
 from textvae.errors import UserError
 
-SAMPLING = {"generation.temperature": "1.0", "generation.top_k": "null", "generation.top_p": "null"}
-
-
-def _of_its_method(overrides: Sequence[str]) -> list[str]:
-    """Overrides, and that another method than sampling has none of the temperature and truncation of the run's own."""
-    given = {key: value for key, _, value in (override.partition("=") for override in overrides)}
-    if given.get("generation.method", "sample") == "sample":
-        return list(overrides)
-    return [*overrides, *(f"{key}={value}" for key, value in SAMPLING.items() if key not in given)]
-
 
 def evaluate(options: argparse.Namespace) -> None:
     """Prints the figures of a part of the corpus, and keeps them with --save."""
@@ -78,10 +68,23 @@ def evaluate(options: argparse.Namespace) -> None:
         print(f"{name:<{width}}  {value}")
 
 
+def _of_its_method(overrides: Sequence[str]) -> list[str]:
+    """Overrides, and that another method than sampling has none of the temperature and truncation of the run's own."""
+    from textvae.combinations import OF_SAMPLING
+
+    given = {key: value for key, _, value in (override.partition("=") for override in overrides)}
+    if given.get("generation.method", "sample") == "sample":
+        return list(overrides)
+    nothing = {f"generation.{key}": json.dumps(value) for key, value in OF_SAMPLING.items()}
+    return [*overrides, *(f"{key}={value}" for key, value in nothing.items() if key not in given)]
+
+
 def _decoding_of(generation: Any) -> dict[str, Any]:
     """The options of decoding that a recipe sets, less those that its method knows nothing of."""
-    foreign = {"beam": ("temperature", "top_k", "top_p"), "sample": ("beam_size",)}
-    left = foreign.get(generation.method, ("temperature", "top_k", "top_p", "beam_size"))
+    from textvae.combinations import OF_SAMPLING
+
+    foreign = {"beam": tuple(OF_SAMPLING), "sample": ("beam_size",)}
+    left = foreign.get(generation.method, (*OF_SAMPLING, "beam_size"))
     return {name: value for name, value in generation if value is not None and name not in left}
 
 

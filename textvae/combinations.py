@@ -14,7 +14,7 @@ from textvae.latent.priors import PRIORS
 from textvae.nets.decoders import DECODERS
 from textvae.nets.heads import HEADS
 from textvae.objective import RECONSTRUCTIONS
-from textvae.recipe import MONITORS, Recipe, Section
+from textvae.recipe import MONITORS, Generation, Recipe, Section
 from textvae.registry import takes_positional
 from textvae.seeds import set_aside
 from textvae.types import VAEOutput
@@ -28,7 +28,21 @@ OF_BATCHES = (  # terms that compare the sentences of a batch with one another, 
 OF_LATENTS = ("kl", "mutual_information", "active_units")  # figures
 LARGEST_TRIED = 512  # latent dimensions of the try that a check makes; SMALL: sizes of its parts, where larger
 SMALL = {"hidden_dim": 8, "transforms": 2, "components": 4, "projections": 8, "starts": 4, "steps": 3, "iterations": 5}
+# Options of decoding that only sampling has a use for, with the values that ask for nothing.
+OF_SAMPLING: dict[str, Any] = {"temperature": 1.0, "top_k": None, "top_p": None}
 OF_A_BOUND = ("kl", "nll_elbo", "ppl_elbo", "mutual_information")  # figures that points have not
+
+
+def drawn_from_in_vain(generation: Generation) -> list[str]:
+    """Returns what is wrong with a temperature or a truncation of a method that draws nothing, a line each."""
+    if generation.method == "sample":
+        return []
+    return [
+        f"generation.{key}: got {getattr(generation, key)} with method {generation.method!r}, which draws nothing; "
+        f"leave {key} out or set method: sample"
+        for key, nothing in OF_SAMPLING.items()
+        if getattr(generation, key) != nothing
+    ]
 
 
 def contradictions(recipe: Recipe) -> list[str]:
@@ -74,14 +88,7 @@ def contradictions(recipe: Recipe) -> list[str]:
         )
     if model.posterior.kind == "point" and training.aggressive is not None:
         found.append("training.aggressive: goes by mutual information, which a posterior of kind point has not")
-    generation = recipe.generation
-    drawn = {"temperature": generation.temperature != 1.0, "top_k": generation.top_k, "top_p": generation.top_p}
-    found += [
-        f"generation.{key}: got {getattr(generation, key)} with method {generation.method!r}, which draws nothing; "
-        f"leave {key} out or set method: sample"
-        for key, given in drawn.items()
-        if given and generation.method != "sample"
-    ]
+    found += drawn_from_in_vain(recipe.generation)
     data = recipe.data
     if data.streaming and "train" in (data.limit or {}) and (data.stream_workers > 1 or data.stream_shares):
         found.append(

@@ -350,14 +350,20 @@ def test_a_run_that_ended_where_its_patience_did_can_be_made_longer(values, tmp_
     assert "has stopped early" in capfd.readouterr().err
 
 
-def test_the_middle_of_an_epoch_in_shares_is_gone_on_with_by_as_many_processes(values, tmp_path):
-    values["data"].update(streaming=True, stream_shares=True)
+def left_by_two(values, tmp_path):
+    """A run in the middle of an epoch as two processes would have left it, its state's file and what that holds."""
     run = train(recipe(values, max_steps=3), tmp_path / "run", quiet=True)
     state = latest_checkpoint(run) / "state.json"
     saved = json.loads(state.read_text())
     assert (saved["position"]["processes"], saved["position"]["step_in_epoch"]) == (1, 3)
-    saved["position"]["processes"] = 2  # as two would have left it
+    saved["position"]["processes"] = 2
     state.write_text(json.dumps(saved))
+    return run, state, saved
+
+
+def test_the_middle_of_an_epoch_in_shares_is_gone_on_with_by_as_many_processes(values, tmp_path):
+    values["data"].update(streaming=True, stream_shares=True)
+    run, state, saved = left_by_two(values, tmp_path)
     with pytest.raises(CheckpointError, match="--processes 2"):
         train(recipe(values, max_steps=6), run, resume=True, quiet=True)
     saved["position"] |= {"step_in_epoch": 0, "epoch": 1}
@@ -368,12 +374,7 @@ def test_the_middle_of_an_epoch_in_shares_is_gone_on_with_by_as_many_processes(v
 @pytest.mark.parametrize("change", [{"batch_tokens": 25}, {}], ids=str)
 def test_batches_that_are_others_for_other_processes_are_gone_on_with_by_as_many(values, tmp_path, change):
     values["training"].update(change)
-    run = train(recipe(values, max_steps=3), tmp_path / "run", quiet=True)
-    state = latest_checkpoint(run) / "state.json"
-    saved = json.loads(state.read_text())
-    assert (saved["position"]["processes"], saved["position"]["step_in_epoch"]) == (1, 3)
-    saved["position"]["processes"] = 2  # as two would have left it
-    state.write_text(json.dumps(saved))
+    run, state, saved = left_by_two(values, tmp_path)
     if change:
         with pytest.raises(CheckpointError, match=r"batches are others for another number .* --processes 2"):
             train(recipe(values, max_steps=6), run, resume=True, quiet=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from textvae.combinations import drawn_from_in_vain
 from textvae.errors import UserError
 from textvae.generation.draws import largest, seeds_of
 from textvae.generation.recorded import RecordedSteps, can_be_recorded
@@ -105,7 +106,8 @@ def _generate(
     *,
     scored: bool,
 ) -> Generated:
-    _check(settings)
+    if wrong := drawn_from_in_vain(settings):
+        raise UserError("\n".join(wrong))
     # A tokenizer may use one id for two of its special tokens; </s> must stay possible.
     banned = {pad_id, bos_id, unk_id if settings.ban_unk else None} - {eos_id, None}
     words = Words(bos_id, eos_id, torch.tensor(sorted(i for i in banned if i is not None), device=z.device).long())
@@ -134,18 +136,6 @@ def _generate(
         [ids for part in parts for ids in part.ids],
         torch.cat(log_likelihoods) if parts else z.new_zeros(0, dtype=torch.float64),
     )
-
-
-def _check(settings: Generation) -> None:
-    if settings.method == "sample":
-        return
-    ignored = {"temperature": settings.temperature != 1.0, "top_k": settings.top_k, "top_p": settings.top_p}
-    for name, given in ignored.items():
-        if given:
-            raise UserError(
-                f"generation.{name}: got {getattr(settings, name)} with method {settings.method!r}, which draws "
-                f"nothing; leave {name} out or set method: sample"
-            )
 
 
 def _beam_search(model: StepModel, z: Tensor, settings: Generation, words: Words) -> Generated:
