@@ -36,3 +36,14 @@ def test_a_vae_has_its_bound_beside_its_reconstruction_and_whole_units():
     figure = Figure()
     draw(figure, rows)
     assert figure.axes[2].get_ylim() == pytest.approx((0, 1))
+
+
+@pytest.mark.parametrize("steps", [(50,), (50, 100)], ids=str)
+def test_every_line_is_to_be_seen_of_one_point_too(steps):
+    figure = Figure()
+    rows = [{"part": "train", "step": step, "loss": 9.0, "kl_weight": 0.1} for step in steps]
+    draw(figure, [*rows, row(steps[-1], nll_elbo=9.0, reconstruction=8.0, kl=1.0)])
+    lines = [line for axis in figure.axes for line in axis.lines]
+    assert {"training loss", "kl weight"} <= {line.get_label() for line in lines}
+    for line in lines:
+        assert len(line.get_ydata()) > 1 or line.get_marker() == "o", line.get_label()

@@ -86,5 +86,7 @@ def _legend_below(*axes: Any) -> None:
 
 def _line(axis: Any, rows: Rows, key: str, label: str, **style: Any) -> None:
     points = [(row["step"], row[key]) for row in rows if row.get(key) is not None]
+    if len(points) == 1:
+        style.setdefault("marker", "o")  # a line of one point is not to be seen
     if points:
         axis.plot(*zip(*points), label=label, markersize=3, **style)
