@@ -11,7 +11,7 @@ from textvae.latent.divergences import KL
 from textvae.latent.posteriors import GaussianPosterior, sample
 from textvae.latent.priors import StandardNormal
 from textvae.latent.wasserstein import MMD
-from textvae.model import SequenceVAE
+from textvae.model import PreparedSteps, SequenceVAE
 from textvae.nets.decoders import RecurrentDecoder
 from textvae.nets.encoders import RecurrentEncoder
 from textvae.nets.output import SoftmaxOutput
@@ -103,6 +103,41 @@ def test_log_likelihood_is_the_sum_of_single_steps():
         total = total + torch.log_softmax(logits.double(), -1)[0, then]
     # Steps give float32 logits.
     torch.testing.assert_close(model.log_likelihood(collate([sentence], 0), z)[0, 0], total, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch was built without oneDNN")
+@pytest.mark.parametrize("latent_dim", [0, 3])
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+@pytest.mark.parametrize("rows", [1, 4, 5, 9, 33])
+def test_prepared_steps_are_the_models_own_whatever_the_number_of_rows(latent_dim, cell, rows):
+    model = small_model(latent_dim, cell, layers=2).float().eval()
+    z, words = torch.randn(rows, latent_dim), torch.randint(VOCABULARY, (4, rows))
+    with torch.no_grad():
+        prepared = model.prepared()
+        assert isinstance(prepared, PreparedSteps)
+        state, other = model.start(z), prepared.start(z)
+        for tokens in words:
+            (logits, state), (found, other) = model.step(tokens, z, state), prepared.step(tokens, z, other)
+            assert found.shape == (rows, VOCABULARY)
+            torch.testing.assert_close(found, logits, rtol=0, atol=1e-5)
+            torch.testing.assert_close(other, state, rtol=0, atol=1e-5)
+
+
+def test_steps_are_not_prepared_where_something_would_be_lost():
+    model = small_model().float()
+    with torch.no_grad():
+        assert model.prepared() is model  # in training
+        model.eval()
+        with torch.autocast("cpu", torch.bfloat16):
+            assert model.prepared() is model
+        hook = model.output.register_forward_hook(lambda module, inputs, output: None)
+        assert model.prepared() is model
+        hook.remove()
+        model.output.steps = None
+        assert model.prepared() is model
+        del model.output.steps
+        assert model.double().prepared() is model
+    assert model.float().prepared() is model  # there may be gradients
 
 
 def test_probabilities_of_all_short_sentences_and_their_rest_sum_to_one():

@@ -6,13 +6,20 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from textvae.nets.recurrence import runs_ahead, traced
+from textvae.nets.devices import runs_ahead, traced
+from textvae.nets.products import by_onednn
+from textvae.nets.recording import are_known
 from textvae.types import Batch, VAEOutput
 
 State = tuple[Tensor, ...]
+
+# Leading bits of a number of rows that prepared steps tell apart: 300 rows are made up to 320. For each other number
+# oneDNN makes kernels anew, which takes memory and as long as the products of a few dozen rows.
+FINEST = 3
 
 
 class SequenceVAE(nn.Module):
@@ -142,6 +149,18 @@ class SequenceVAE(nn.Module):
         hidden, state = self.decoder(self.decoder_embedding(tokens[:, None]), z, state)
         return self.output.logits(hidden[:, 0]), state
 
+    def prepared(self) -> SequenceVAE | PreparedSteps:
+        """Returns what takes the same steps faster, for as long as the weights stay as they are; or itself.
+
+        That is on a CPU, in float32, in evaluation and without gradients, of parts that are no user's own.
+        """
+        parts = (self.decoder, self.output, self.decoder_embedding)
+        if self.training or not all(callable(getattr(part, "steps", None)) for part in (self.decoder, self.output)):
+            return self
+        if not by_onednn(self.decoder_embedding.weight) or not getattr(self.decoder, "can_read_draws", False):
+            return self
+        return PreparedSteps(self) if are_known([self, *(part for own in parts for part in own.modules())]) else self
+
     def forward(self, batch: Batch, *, samples: int = 1, noise: Tensor | None = None) -> VAEOutput:
         """Encodes, draws z and scores the sentences under it.
 
@@ -171,6 +190,29 @@ class SequenceVAE(nn.Module):
         log_likelihood = self.log_likelihood(batch, decoded)
         heads = {name: head(batch, z) for name, head in self.heads.items()} if self.training else {}
         return VAEOutput(posterior, self.prior(), z, log_likelihood, decoded, heads)
+
+
+class PreparedSteps:
+    """`SequenceVAE.start` and `SequenceVAE.step` with weights that are made ready once.
+
+    Args:
+        model: in evaluation; its weights must not change while this is in use.
+    """
+
+    def __init__(self, model: SequenceVAE) -> None:
+        self.start, self._embedded = model.start, model.decoder_embedding
+        self._read: Callable[[Tensor, Tensor, State], tuple[Tensor, State]] = model.decoder.steps(model.latent_dim)
+        self._logits: Callable[[Tensor], Tensor] = model.output.steps()
+
+    def step(self, tokens: Tensor, z: Tensor, state: State) -> tuple[Tensor, State]:
+        """Reads one word a row, as `SequenceVAE.step` does."""
+        rows = len(tokens)
+        lacking = -rows % (1 << max(0, rows.bit_length() - FINEST))
+        if lacking:
+            tokens, z = F.pad(tokens, (0, lacking)), F.pad(z, (0, 0, 0, lacking))
+            state = tuple(F.pad(part, (0, 0, 0, lacking)) for part in state)
+        hidden, state = self._read(self._embedded(tokens), z, state)
+        return self._logits(hidden)[:rows], tuple(part[:, :rows] for part in state)
 
 
 def _by_step(embedding: nn.Embedding, tokens: Tensor) -> Tensor:

@@ -35,6 +35,10 @@ class Counted:
     def __init__(self, model: Any) -> None:
         self.model, self.start, self.rows = model, model.start, 0
 
+    def prepared(self) -> Counted:
+        self.model = self.model.prepared()
+        return self
+
     def step(self, tokens: Tensor, z: Tensor, state: Any) -> Any:
         self.rows += len(tokens)
         return self.model.step(tokens, z, state)

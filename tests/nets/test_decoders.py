@@ -127,3 +127,37 @@ def test_reading_draws_leaves_weights_as_they_are():
     with torch.no_grad():
         decoder.read_draws(torch.randn(2, 3, 4), torch.randn(2, 4, 3), [2, 2, 1])
     assert all(torch.equal(a, b) for a, b in zip(before, decoder.parameters()))
+
+
+@pytest.mark.parametrize(("cell", "layers", "z_to"), CASES)
+@pytest.mark.parametrize(("kind", "near"), [(torch.float64, 1e-12), (torch.float32, 1e-6)], ids=str)
+def test_steps_with_weights_made_ready_are_those_of_one_call(cell, layers, z_to, kind, near):
+    torch.manual_seed(0)
+    options = {"cell": cell, "hidden_dim": 5, "layers": layers, "z_to": z_to, "z_scale": 0.5}
+    decoder = RecurrentDecoder(4, 3, **options).to(kind).eval()
+    embedded, z = torch.randn(2, 6, 4, dtype=kind), torch.randn(2, 3, dtype=kind)
+    with torch.no_grad():
+        whole, end = decoder(embedded, z, decoder.start(z))
+        before = [parameter.clone() for parameter in decoder.parameters()]
+        take, state, parts = decoder.steps(3), decoder.start(z), []
+        for t in range(6):
+            given = [part.clone() for part in state]
+            hidden, after = take(embedded[:, t], z, state)
+            assert all(torch.equal(a, b) for a, b in zip(state, given))
+            parts.append(hidden)
+            state = after
+    torch.testing.assert_close(torch.stack(parts, 1), whole, rtol=0, atol=near)
+    torch.testing.assert_close(state, end, rtol=0, atol=near)
+    assert all(torch.equal(a, b) for a, b in zip(before, decoder.parameters()))
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_a_language_models_steps_read_no_z(cell):
+    decoder = RecurrentDecoder(4, 0, cell=cell, hidden_dim=5, layers=2).eval()
+    embedded, z = torch.randn(2, 6, 4), torch.zeros(2, 0)
+    with torch.no_grad():
+        whole, _ = decoder(embedded, z, decoder.start(z))
+        take, state = decoder.steps(0), decoder.start(z)
+        for t in range(6):
+            hidden, state = take(embedded[:, t], z, state)
+            torch.testing.assert_close(hidden, whole[:, t], rtol=0, atol=1e-6)

@@ -18,8 +18,8 @@ from torch import Tensor
 from textvae.generation.draws import WORDS, Streams
 from textvae.generation.stepwise import Generated, Pick, StepModel, Words, lists
 from textvae.model import SequenceVAE
+from textvae.nets.devices import runs_ahead
 from textvae.nets.recording import Recorder, are_known
-from textvae.nets.recurrence import runs_ahead
 from textvae.recipe import Generation
 
 LOOKED = 8  # steps between two looks at what has ended; a divisor of WORDS

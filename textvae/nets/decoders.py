@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, Literal, cast
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from textvae.nets.dropout import of_inputs, read_with_dropped_weights
 from textvae.nets.encoders import CELLS
-from textvae.nets.recurrence import layer_of, read
+from textvae.nets.recurrence import Layer, layer_of, read, step
 from textvae.registry import Registry
 
 State = tuple[Tensor, ...]  # each (layers, B, H): one tensor for a GRU, (h, c) for an LSTM
@@ -139,17 +139,41 @@ class RecurrentDecoder(nn.Module):
             Hidden states (sum of going * S, H): step after step, of each the sentences that have it, of each its draws.
         """
         samples, flat = z.shape[1], z.flatten(0, 1)
-        state, hidden, fused = self.start(flat), embedded, self.rnn.num_layers
+        state, hidden = self.start(flat), embedded
         flat = self._scaled(flat)
-        for i in range(self.layers):
-            layer = layer_of(self.rnn, i) if i < fused else layer_of(self.upper[i - fused], 0)
-            joined = flat if self.z_to_layers or (self.z_to_input and i == 0) else None
-            hidden = read(layer, hidden, joined, [part[i] for part in state], going, samples)
+        for i, layer in enumerate(self._weights(z.shape[2])):
+            hidden = read(layer, hidden, flat, [part[i] for part in state], going, samples)
         if self.z_to_output is not None:
             shift = self.z_to_output(flat)
             for part in hidden.split([count * samples for count in going]):
                 part += shift[: len(part)]
         return hidden
+
+    def steps(self, latent_dim: int) -> Callable[[Tensor, Tensor, State], tuple[Tensor, State]]:
+        """Returns what `forward` computes for one word (R, E) a row, in evaluation and without gradients.
+
+        It is for many steps: the weights are made ready once, and must not change while it is in use. It returns hidden
+        states (R, H) and the
+        state; each tensor of the state is (layers, R, H), as ever.
+        """
+        layers = self._weights(latent_dim)
+
+        def take(embedded: Tensor, z: Tensor, state: State) -> tuple[Tensor, State]:
+            z, hidden, after = self._scaled(z), embedded, []
+            for i, layer in enumerate(layers):
+                after.append(step(layer, hidden, z, [part[i] for part in state]))
+                hidden = after[-1][0]
+            if self.z_to_output is not None:
+                hidden = hidden + self.z_to_output(z)
+            return hidden, tuple(torch.stack(parts) for parts in zip(*after))
+
+        return take
+
+    def _weights(self, latent_dim: int) -> list[Layer]:
+        """Those of all layers, as `recurrence` takes them."""
+        joined = [latent_dim if self.z_to_layers or (self.z_to_input and i == 0) else 0 for i in range(self.layers)]
+        stacks = [(self.rnn, i) for i in range(self.rnn.num_layers)] + [(upper, 0) for upper in self.upper]
+        return [layer_of(stack, i, width) for (stack, i), width in zip(stacks, joined)]
 
     def _scaled(self, z: Tensor) -> Tensor:
         return z if self.z_scale == 1.0 else z * self.z_scale

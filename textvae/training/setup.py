@@ -18,7 +18,7 @@ from textvae.averages import AVERAGES, Averaged
 from textvae.errors import CheckpointError, TrainingError
 from textvae.folders import metrics
 from textvae.model import SequenceVAE
-from textvae.nets.recurrence import runs_ahead
+from textvae.nets.devices import runs_ahead
 from textvae.objective import Objective
 from textvae.optimizers import OPTIMIZERS
 from textvae.recipe import Recipe, StartFrom

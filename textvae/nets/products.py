@@ -1,0 +1,70 @@
+"""Products with the same weights many times over, without gradients: on a CPU the weights are laid out for it once.
+
+torch gives a product in float32 to MKL, which lays out the weights anew each time; for a few rows that is most of what
+it does. oneDNN takes weights that are laid out already, by the operators that torch's own compiler writes down for a
+linear layer. What comes out is the same to rounding.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from textvae.nets.devices import traced
+
+# Numbers that oneDNN returns at once: it takes memory of its own for them, and malloc hands back to the system what is
+# above 32 MiB, to have it mapped afresh, page by page, at the next product.
+AT_ONCE = 2**23 - 2**12
+
+
+def by_onednn(weight: Tensor) -> bool:
+    """Returns whether a weight's products are oneDNN's: without gradients, in float32, on a CPU torch has it for."""
+    if weight.device.type != "cpu" or weight.dtype != torch.float32 or not weight.numel() or traced():
+        return False
+    if torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
+        return False
+    own: Any = torch.backends.mkldnn
+    return bool(own.is_available() and own.enabled) and all(
+        hasattr(torch.ops.mkldnn, name) for name in ("_linear_pointwise", "_reorder_linear_weight")
+    )
+
+
+class Product:
+    """x W^T + b, for many x.
+
+    Args:
+        weight: W (V, H); must not change while this is in use.
+        bias: b (V,) or None.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
+        self.weight, self.bias = weight, bias
+        self.laid_out: Tensor | None = None
+        if by_onednn(weight):
+            self.laid_out = torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous())
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Returns x W^T + b, (N, V), for x (N, H)."""
+        if self.laid_out is None or torch.is_autocast_enabled("cpu") or not len(x):
+            return F.linear(x, self.weight, self.bias)
+        rows = max(1, AT_ONCE // len(self.weight))
+        if len(x) <= rows:
+            return self._by_onednn(x, self.laid_out)
+        out = x.new_empty(len(x), len(self.weight))
+        for into, part in zip(out.split(rows), x.split(rows)):
+            into.copy_(self._by_onednn(part, self.laid_out))
+        return out
+
+    def added(self, x: Tensor, other: Tensor) -> Tensor:
+        """Returns x W^T + other, (N, V), for x (N, H) and other (N, V); without b."""
+        if self.laid_out is None or torch.is_autocast_enabled("cpu") or not len(x):
+            return torch.addmm(other, x, self.weight.T)
+        made = torch.ops.mkldnn._linear_pointwise.binary(x, other, self.laid_out, None, "add")
+        return cast(Tensor, made)
+
+    def _by_onednn(self, x: Tensor, laid_out: Tensor) -> Tensor:
+        made = torch.ops.mkldnn._linear_pointwise(x, laid_out, self.bias, "none", [], "")
+        return cast(Tensor, made)
