@@ -113,7 +113,7 @@ def test_prepared_steps_are_the_models_own_whatever_the_number_of_rows(latent_di
     model = small_model(latent_dim, cell, layers=2).float().eval()
     z, words = torch.randn(rows, latent_dim), torch.randint(VOCABULARY, (4, rows))
     with torch.no_grad():
-        prepared = model.prepared()
+        prepared = model.prepared(rows)
         assert isinstance(prepared, PreparedSteps)
         state, other = model.start(z), prepared.start(z)
         for tokens in words:
@@ -126,18 +126,18 @@ def test_prepared_steps_are_the_models_own_whatever_the_number_of_rows(latent_di
 def test_steps_are_not_prepared_where_something_would_be_lost():
     model = small_model().float()
     with torch.no_grad():
-        assert model.prepared() is model  # in training
+        assert model.prepared(9) is model  # in training
         model.eval()
         with torch.autocast("cpu", torch.bfloat16):
-            assert model.prepared() is model
+            assert model.prepared(9) is model
         hook = model.output.register_forward_hook(lambda module, inputs, output: None)
-        assert model.prepared() is model
+        assert model.prepared(9) is model
         hook.remove()
         model.output.steps = None
-        assert model.prepared() is model
+        assert model.prepared(9) is model
         del model.output.steps
-        assert model.double().prepared() is model
-    assert model.float().prepared() is model  # there may be gradients
+        assert model.double().prepared(9) is model
+    assert model.float().prepared(9) is model  # there may be gradients
 
 
 def test_probabilities_of_all_short_sentences_and_their_rest_sum_to_one():

@@ -149,17 +149,22 @@ class SequenceVAE(nn.Module):
         hidden, state = self.decoder(self.decoder_embedding(tokens[:, None]), z, state)
         return self.output.logits(hidden[:, 0]), state
 
-    def prepared(self) -> SequenceVAE | PreparedSteps:
+    def prepared(self, rows: int) -> SequenceVAE | PreparedSteps:
         """Returns what takes the same steps faster, for as long as the weights stay as they are; or itself.
 
         That is on a CPU, in float32, in evaluation and without gradients, of parts that are no user's own.
+
+        Args:
+            rows: of a step at most, or so; it may take more.
         """
         parts = (self.decoder, self.output, self.decoder_embedding)
         if self.training or not all(callable(getattr(part, "steps", None)) for part in (self.decoder, self.output)):
             return self
         if not by_onednn(self.decoder_embedding.weight) or not getattr(self.decoder, "can_read_draws", False):
             return self
-        return PreparedSteps(self) if are_known([self, *(part for own in parts for part in own.modules())]) else self
+        return (
+            PreparedSteps(self, rows) if are_known([self, *(part for own in parts for part in own.modules())]) else self
+        )
 
     def forward(self, batch: Batch, *, samples: int = 1, noise: Tensor | None = None) -> VAEOutput:
         """Encodes, draws z and scores the sentences under it.
@@ -197,12 +202,14 @@ class PreparedSteps:
 
     Args:
         model: in evaluation; its weights must not change while this is in use.
+        rows: of a step at most, or so.
     """
 
-    def __init__(self, model: SequenceVAE) -> None:
+    def __init__(self, model: SequenceVAE, rows: int) -> None:
         self.start, self._embedded = model.start, model.decoder_embedding
-        self._read: Callable[[Tensor, Tensor, State], tuple[Tensor, State]] = model.decoder.steps(model.latent_dim)
-        self._logits: Callable[[Tensor], Tensor] = model.output.steps()
+        self._read: Callable[[Tensor, Tensor, State], tuple[Tensor, State]]
+        self._read = model.decoder.steps(model.latent_dim, rows)
+        self._logits: Callable[[Tensor], Tensor] = model.output.steps(rows)
 
     def step(self, tokens: Tensor, z: Tensor, state: State) -> tuple[Tensor, State]:
         """Reads one word a row, as `SequenceVAE.step` does."""

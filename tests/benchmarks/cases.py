@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tests.benchmarks import limit, loading, textbook
 from tests.benchmarks.case import Case, Done, Options, Run, after
-from tests.benchmarks.generating import generation, interpolation
+from tests.benchmarks.generating import generation, interpolation, one_by_one
 from tests.benchmarks.models import copy_weights, our_model, our_name, our_trainer
 from tests.benchmarks.sizes import LARGE, PAD, SMALL, Sizes, sentences, training_batches
 from tests.benchmarks.textbook_training import textbook_model, textbook_trainer
@@ -168,6 +168,7 @@ CASES: dict[str, Callable[[Options], Case]] = {
     "sample": lambda options: generation("sample", options),
     "nucleus": lambda options: generation("nucleus", options),
     "beam5": lambda options: generation("beam5", options),
+    "one-by-one": one_by_one,
     "interpolate": interpolation,
     "encode": encoding,
     "tokenize": loading.tokenising,

@@ -35,8 +35,8 @@ class Counted:
     def __init__(self, model: Any) -> None:
         self.model, self.start, self.rows = model, model.start, 0
 
-    def prepared(self) -> Counted:
-        self.model = self.model.prepared()
+    def prepared(self, rows: int) -> Counted:
+        self.model = self.model.prepared(rows)
         return self
 
     def step(self, tokens: Tensor, z: Tensor, state: Any) -> Any:
@@ -111,6 +111,45 @@ def generation(name: str, options: Options, count: int = 1_000) -> Case:
         limit.scoring(SMALL),
         lambda: machine(SMALL, min(at_once, count), min(at_once, count), device, reads=False),
     )
+
+
+def one_by_one(options: Options) -> Case:
+    """Sentences asked for one at a time, as a person or a service asks."""
+    count, device = 5 if options.quick else 40, options.device
+    z = torch.randn(count, SMALL.latent, generator=torch.Generator().manual_seed(6)).to(device)
+
+    def each(write: Callable[[Tensor], list[list[int]]]) -> list[list[int]]:
+        return [row for one in z.split(1) for row in write(one)]
+
+    def ours() -> Run:
+        model = speaker(device)
+
+        def run() -> Done:
+            tokens = written(each(lambda one: decode(model, one, {"method": "greedy"})))
+            return Done(tokens, tokens)
+
+        return run
+
+    def theirs() -> Run:
+        model = talkative(textbook_model(SMALL)).to(device).eval()
+
+        def run() -> Done:
+            tokens = written(each(lambda one: textbook.generate(model, one, textbook.greedy, LONGEST)))
+            return Done(tokens, tokens)
+
+        return run
+
+    def check() -> str:
+        mine, reference = speaker(device), talkative(textbook_model(SMALL)).to(device).eval()
+        found = each(lambda one: decode(mine, one, {"method": "greedy"}))
+        other = each(lambda one: textbook.generate(reference, one, textbook.greedy, LONGEST))
+        same = sum(a == b for a, b in zip(found, other))
+        if same < 0.9 * count:
+            raise AssertionError(f"only {same} of {count} sentences are the textbook's")
+        return f"{same} of {count} sentences the same"
+
+    rates = limit.Machine
+    return Case("tokens", ours, theirs, check, limit.scoring(SMALL), lambda: rates(SMALL, 1, 1, device, reads=False))
 
 
 def interpolation(options: Options) -> Case:

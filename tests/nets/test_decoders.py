@@ -139,7 +139,7 @@ def test_steps_with_weights_made_ready_are_those_of_one_call(cell, layers, z_to,
     with torch.no_grad():
         whole, end = decoder(embedded, z, decoder.start(z))
         before = [parameter.clone() for parameter in decoder.parameters()]
-        take, state, parts = decoder.steps(3), decoder.start(z), []
+        take, state, parts = decoder.steps(3, 2), decoder.start(z), []
         for t in range(6):
             given = [part.clone() for part in state]
             hidden, after = take(embedded[:, t], z, state)
@@ -157,7 +157,7 @@ def test_a_language_models_steps_read_no_z(cell):
     embedded, z = torch.randn(2, 6, 4), torch.zeros(2, 0)
     with torch.no_grad():
         whole, _ = decoder(embedded, z, decoder.start(z))
-        take, state = decoder.steps(0), decoder.start(z)
+        take, state = decoder.steps(0, 9), decoder.start(z)
         for t in range(6):
             hidden, state = take(embedded[:, t], z, state)
             torch.testing.assert_close(hidden, whole[:, t], rtol=0, atol=1e-6)

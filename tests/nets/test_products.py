@@ -24,8 +24,8 @@ def test_products_are_those_of_float64(rows, words, laid_out, monkeypatch):
     x, weight = torch.randn(rows, 20, dtype=torch.float64), torch.randn(words, 20, dtype=torch.float64)
     bias, other = torch.randn(words, dtype=torch.float64), torch.randn(rows, words, dtype=torch.float64)
     with torch.no_grad():
-        made, plain = Product(weight.float(), bias.float()), Product(weight.float())
-        assert (made.laid_out is not None) == laid_out
+        made, plain = Product(weight.float(), bias.float()), Product(weight.float(), rows=rows)
+        assert (made.ready is not None) == laid_out
         close(made(x.float()), x @ weight.T + bias)
         close(plain(x.float()), x @ weight.T)
         kept = other.float()
@@ -40,7 +40,7 @@ def test_columns_of_a_larger_weight_and_rows_of_larger_numbers():
     weight, x = whole[:, 10:25], wide[:, 20:35]
     with torch.no_grad():
         made = Product(whole.float()[:, 10:25])
-        assert made.laid_out is not None
+        assert made.ready is not None
         close(made(wide.float()[:, 20:35]), x @ weight.T)
 
 

@@ -29,10 +29,10 @@ class StepModel(Protocol):
         ...
 
 
-def prepared(model: StepModel) -> StepModel:
-    """Returns what takes a model's steps faster, where it has such a thing; to be used while its weights stay."""
-    prepare: Callable[[], StepModel] | None = getattr(model, "prepared", None)
-    return model if prepare is None else prepare()
+def prepared(model: StepModel, rows: int) -> StepModel:
+    """Returns what takes a model's steps of so many rows faster, where it has such a thing, while its weights stay."""
+    prepare: Callable[[int], StepModel] | None = getattr(model, "prepared", None)
+    return model if prepare is None else prepare(rows)
 
 
 class Generated(NamedTuple):

@@ -141,7 +141,7 @@ class RecurrentDecoder(nn.Module):
         samples, flat = z.shape[1], z.flatten(0, 1)
         state, hidden = self.start(flat), embedded
         flat = self._scaled(flat)
-        for i, layer in enumerate(self._weights(z.shape[2])):
+        for i, layer in enumerate(self._weights(z.shape[2], len(flat))):
             hidden = read(layer, hidden, flat, [part[i] for part in state], going, samples)
         if self.z_to_output is not None:
             shift = self.z_to_output(flat)
@@ -149,14 +149,13 @@ class RecurrentDecoder(nn.Module):
                 part += shift[: len(part)]
         return hidden
 
-    def steps(self, latent_dim: int) -> Callable[[Tensor, Tensor, State], tuple[Tensor, State]]:
+    def steps(self, latent_dim: int, rows: int) -> Callable[[Tensor, Tensor, State], tuple[Tensor, State]]:
         """Returns what `forward` computes for one word (R, E) a row, in evaluation and without gradients.
 
-        It is for many steps: the weights are made ready once, and must not change while it is in use. It returns hidden
-        states (R, H) and the
-        state; each tensor of the state is (layers, R, H), as ever.
+        It is for many steps, of `rows` rows at most, or so: the weights are made ready once, and must not change while
+        it is in use. It returns hidden states (R, H) and the state, whose tensors are (layers, R, H), as ever.
         """
-        layers = self._weights(latent_dim)
+        layers = self._weights(latent_dim, rows)
 
         def take(embedded: Tensor, z: Tensor, state: State) -> tuple[Tensor, State]:
             z, hidden, after = self._scaled(z), embedded, []
@@ -169,11 +168,11 @@ class RecurrentDecoder(nn.Module):
 
         return take
 
-    def _weights(self, latent_dim: int) -> list[Layer]:
+    def _weights(self, latent_dim: int, rows: int) -> list[Layer]:
         """Those of all layers, as `recurrence` takes them."""
         joined = [latent_dim if self.z_to_layers or (self.z_to_input and i == 0) else 0 for i in range(self.layers)]
         stacks = [(self.rnn, i) for i in range(self.rnn.num_layers)] + [(upper, 0) for upper in self.upper]
-        return [layer_of(stack, i, width) for (stack, i), width in zip(stacks, joined)]
+        return [layer_of(stack, i, width, rows) for (stack, i), width in zip(stacks, joined)]
 
     def _scaled(self, z: Tensor) -> Tensor:
         return z if self.z_scale == 1.0 else z * self.z_scale

@@ -67,12 +67,13 @@ class SoftmaxOutput(nn.Module):
             return _product(hidden, (self.weight, self.bias), room).float()
         return F.linear(hidden, self.weight, self.bias).float()
 
-    def steps(self) -> Callable[[Tensor], Tensor]:
-        """Returns what `logits` computes for hidden states (R, H), for many steps without gradients.
+    def steps(self, rows: int) -> Callable[[Tensor], Tensor]:
+        """Returns what `logits` computes for hidden states (R, H), without gradients.
 
-        The weights are made ready once, and must not change while it is in use.
+        It is for many steps, of `rows` rows at most, or so: the weights are made ready once, and must not change while
+        it is in use.
         """
-        product = Product(self.weight, self.bias)
+        product = Product(self.weight, self.bias, rows=rows)
         return lambda hidden: product(hidden).float()
 
     def forward(self, hidden: Tensor, targets: Tensor) -> Tensor:

@@ -18,6 +18,8 @@ from textvae.nets.devices import traced
 # Numbers that oneDNN returns at once: it takes memory of its own for them, and malloc hands back to the system what is
 # above 32 MiB, to have it mapped afresh, page by page, at the next product.
 AT_ONCE = 2**23 - 2**12
+# Rows a product from which on it pays to lay out the weights: of fewer they are read once in any case.
+ROWS = 4
 
 
 def by_onednn(weight: Tensor) -> bool:
@@ -38,33 +40,36 @@ class Product:
     Args:
         weight: W (V, H); must not change while this is in use.
         bias: b (V,) or None.
+        rows: of the largest product, or so; of few the weights stay as they are.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None = None, *, rows: int = ROWS) -> None:
         self.weight, self.bias = weight, bias
-        self.laid_out: Tensor | None = None
+        self.ready: Tensor | None = None
         if by_onednn(weight):
-            self.laid_out = torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous())
+            self.ready = weight.detach().contiguous()
+            if rows >= ROWS:
+                self.ready = torch.ops.mkldnn._reorder_linear_weight(self.ready)
 
     def __call__(self, x: Tensor) -> Tensor:
         """Returns x W^T + b, (N, V), for x (N, H)."""
-        if self.laid_out is None or torch.is_autocast_enabled("cpu") or not len(x):
+        if self.ready is None or torch.is_autocast_enabled("cpu") or not len(x):
             return F.linear(x, self.weight, self.bias)
         rows = max(1, AT_ONCE // len(self.weight))
         if len(x) <= rows:
-            return self._by_onednn(x, self.laid_out)
+            return self._by_onednn(x, self.ready)
         out = x.new_empty(len(x), len(self.weight))
         for into, part in zip(out.split(rows), x.split(rows)):
-            into.copy_(self._by_onednn(part, self.laid_out))
+            into.copy_(self._by_onednn(part, self.ready))
         return out
 
     def added(self, x: Tensor, other: Tensor) -> Tensor:
         """Returns x W^T + other, (N, V), for x (N, H) and other (N, V); without b."""
-        if self.laid_out is None or torch.is_autocast_enabled("cpu") or not len(x):
+        if self.ready is None or torch.is_autocast_enabled("cpu") or not len(x):
             return torch.addmm(other, x, self.weight.T)
-        made = torch.ops.mkldnn._linear_pointwise.binary(x, other, self.laid_out, None, "add")
+        made = torch.ops.mkldnn._linear_pointwise.binary(x, other, self.ready, None, "add")
         return cast(Tensor, made)
 
-    def _by_onednn(self, x: Tensor, laid_out: Tensor) -> Tensor:
-        made = torch.ops.mkldnn._linear_pointwise(x, laid_out, self.bias, "none", [], "")
+    def _by_onednn(self, x: Tensor, weight: Tensor) -> Tensor:
+        made = torch.ops.mkldnn._linear_pointwise(x, weight, self.bias, "none", [], "")
         return cast(Tensor, made)

@@ -29,7 +29,7 @@ class Layer(NamedTuple):
     state: Product  # (G * H, H); a GRU's state's bias, which the candidate's reset gate weighs
 
 
-def layer_of(rnn: nn.Module, number: int, joined: int = 0) -> Layer:
+def layer_of(rnn: nn.Module, number: int, joined: int, rows: int) -> Layer:
     """Returns the weights of a layer of an nn.LSTM or nn.GRU, so scaled that one sigmoid serves all of its gates.
 
     tanh(a) = 2 sigmoid(2a) - 1, and torch's tanh costs several times its sigmoid: the rows of the candidate (the third
@@ -38,7 +38,8 @@ def layer_of(rnn: nn.Module, number: int, joined: int = 0) -> Layer:
     Args:
         rnn: the stack.
         number: of the layer.
-        joined: D, the last columns of the input, which read z.
+        joined: D, the last columns of the input, which read z; 0 where it is not joined.
+        rows: of a step at most, or so.
     """
     lstm = isinstance(rnn, nn.LSTM)
     names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
@@ -48,8 +49,9 @@ def layer_of(rnn: nn.Module, number: int, joined: int = 0) -> Layer:
         weight[2 * width : 3 * width] *= 2
     of_input, of_state, input_bias, state_bias = weights
     of_words, of_latent = of_input.split([of_input.shape[1] - joined, joined], dim=1)
-    words = Product(of_words, input_bias + state_bias if lstm else input_bias)
-    return Layer(lstm, words, Product(of_latent) if joined else None, Product(of_state, None if lstm else state_bias))
+    words = Product(of_words, input_bias + state_bias if lstm else input_bias, rows=rows)
+    latent = Product(of_latent, rows=rows) if joined else None
+    return Layer(lstm, words, latent, Product(of_state, None if lstm else state_bias, rows=rows))
 
 
 def read(
