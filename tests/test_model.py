@@ -7,6 +7,8 @@ import pytest
 import torch
 from torch import nn
 
+from textvae import model as model_module
+from textvae.generation.search import generate
 from textvae.latent.divergences import KL
 from textvae.latent.posteriors import GaussianPosterior, sample
 from textvae.latent.priors import StandardNormal
@@ -16,12 +18,18 @@ from textvae.nets.decoders import RecurrentDecoder
 from textvae.nets.encoders import RecurrentEncoder
 from textvae.nets.output import SoftmaxOutput
 from textvae.objective import CrossEntropy, Objective
+from textvae.recipe import Generation
 from textvae.schedules import Constant, Horizon
 from textvae.text.batching import collate
 from textvae.text.noise import WordDropout
 
 VOCABULARY = 11
 SENTENCES = [[1, 5, 6, 7, 2], [1, 2], [1, 8, 9, 10, 4, 5, 2], [1, 6, 2]]
+
+
+@pytest.fixture
+def worth_preparing(monkeypatch):
+    monkeypatch.setattr(model_module, "WORTH_NUMBERS", 1)
 
 
 def small_model(latent_dim: int = 3, cell: str = "lstm", **decoder) -> SequenceVAE:
@@ -109,11 +117,11 @@ def test_log_likelihood_is_the_sum_of_single_steps():
 @pytest.mark.parametrize("latent_dim", [0, 3])
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
 @pytest.mark.parametrize("rows", [1, 4, 5, 9, 33])
-def test_prepared_steps_are_the_models_own_whatever_the_number_of_rows(latent_dim, cell, rows):
+def test_prepared_steps_are_the_models_own_whatever_the_number_of_rows(latent_dim, cell, rows, worth_preparing):
     model = small_model(latent_dim, cell, layers=2).float().eval()
     z, words = torch.randn(rows, latent_dim), torch.randint(VOCABULARY, (4, rows))
     with torch.no_grad():
-        prepared = model.prepared(rows)
+        prepared = model.prepared(rows, 20)
         assert isinstance(prepared, PreparedSteps)
         state, other = model.start(z), prepared.start(z)
         for tokens in words:
@@ -123,21 +131,71 @@ def test_prepared_steps_are_the_models_own_whatever_the_number_of_rows(latent_di
             torch.testing.assert_close(other, state, rtol=0, atol=1e-5)
 
 
-def test_steps_are_not_prepared_where_something_would_be_lost():
-    model = small_model().float()
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch was built without oneDNN")
+def test_steps_are_not_prepared_where_something_would_be_lost(worth_preparing):
+    model = small_model(input_dropout=0.5).float().eval()
+
+    def refused() -> bool:
+        return model.prepared(9, 20) is model
+
+    assert refused()  # there may be gradients
     with torch.no_grad():
-        assert model.prepared(9) is model  # in training
-        model.eval()
+        assert not refused()
+        assert model.prepared(9, 15) is model  # too few steps
         with torch.autocast("cpu", torch.bfloat16):
-            assert model.prepared(9) is model
+            assert refused()
+        for part in (model, model.decoder, model.decoder.input_dropout):
+            part.train()
+            assert refused()
+            model.eval()
+            assert not refused()
         hook = model.output.register_forward_hook(lambda module, inputs, output: None)
-        assert model.prepared(9) is model
+        assert refused()
         hook.remove()
-        model.output.steps = None
-        assert model.prepared(9) is model
-        del model.output.steps
-        assert model.double().prepared(9) is model
-    assert model.float().prepared(9) is model  # there may be gradients
+        for part, name in ((model, "step"), (model.output, "logits"), (model.decoder, "forward")):
+            setattr(part, name, getattr(part, name))
+            assert refused()
+            delattr(part, name)
+            assert not refused()
+        rnn = model.decoder.rnn
+        model.decoder.rnn = nn.LSTM(7, 6, batch_first=True, bias=False)
+        assert refused()
+        model.decoder.rnn = rnn
+        words = model.decoder_embedding
+        model.decoder_embedding = nn.Sequential(nn.Embedding(VOCABULARY, 4))
+        assert refused()
+        model.decoder_embedding = words
+        assert not refused()
+        assert model.double().prepared(9, 20) is model
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch was built without oneDNN")
+def test_generation_takes_prepared_steps_and_a_wrapper_s_own(worth_preparing, monkeypatch):
+    model, seen = small_model().float().eval(), []
+    taken = PreparedSteps.step
+    monkeypatch.setattr(PreparedSteps, "step", lambda *given: seen.append(len(given[1])) or taken(*given))
+    settings = Generation(method="greedy", max_length=20)
+    ids = {"settings": settings, "bos_id": 1, "eos_id": 2, "pad_id": 0, "unk_id": 3}
+    z = torch.randn(6, 3)
+    found = generate(model, z, **ids)
+    assert seen[0] == 6
+
+    class Wrapper:
+        def __init__(self):
+            self.steps = 0
+
+        def __getattr__(self, name):
+            return getattr(model, name)
+
+        def step(self, *given):
+            self.steps += 1
+            return model.step(*given)
+
+    wrapper = Wrapper()
+    seen.clear()
+    assert generate(wrapper, z, **ids) == found
+    assert wrapper.steps
+    assert not seen
 
 
 def test_probabilities_of_all_short_sentences_and_their_rest_sum_to_one():

@@ -20,6 +20,9 @@ State = tuple[Tensor, ...]
 # Leading bits of a number of rows that prepared steps tell apart: 300 rows are made up to 320. For each other number
 # oneDNN makes kernels anew, which takes memory and as long as the products of a few dozen rows.
 FINEST = 3
+# Of a smaller output layer, or for fewer steps, nothing is made ready.
+WORTH_NUMBERS, WORTH_STEPS = 2**19, 16
+PUT_IN_PLACE = frozenset({"forward", "logits", "start", "step", "steps"})
 
 
 class SequenceVAE(nn.Module):
@@ -149,22 +152,27 @@ class SequenceVAE(nn.Module):
         hidden, state = self.decoder(self.decoder_embedding(tokens[:, None]), z, state)
         return self.output.logits(hidden[:, 0]), state
 
-    def prepared(self, rows: int) -> SequenceVAE | PreparedSteps:
+    def prepared(self, rows: int, steps: int) -> SequenceVAE | PreparedSteps:
         """Returns what takes the same steps faster, for as long as the weights stay as they are; or itself.
 
         That is on a CPU, in float32, in evaluation and without gradients, of parts that are no user's own.
 
         Args:
             rows: of a step at most, or so; it may take more.
+            steps: how many there may be.
         """
-        parts = (self.decoder, self.output, self.decoder_embedding)
-        if self.training or not all(callable(getattr(part, "steps", None)) for part in (self.decoder, self.output)):
+        own = (self.decoder, self.output, self.decoder_embedding)
+        parts = [self, *(part for module in own for part in module.modules())]
+        as_written = all(callable(getattr(type(part), "steps", None)) for part in own[:2])
+        if not as_written or not are_known(parts) or not isinstance(self.decoder_embedding, nn.Embedding):
             return self
-        if not by_onednn(self.decoder_embedding.weight) or not getattr(self.decoder, "can_read_draws", False):
+        # Dropout that is on in one part, or a method that was put in the place of one.
+        if any(part.training or not PUT_IN_PLACE.isdisjoint(vars(part)) for part in parts):
             return self
-        return (
-            PreparedSteps(self, rows) if are_known([self, *(part for own in parts for part in own.modules())]) else self
-        )
+        numbers = self.decoder_embedding.num_embeddings * self.decoder.hidden_dim
+        if steps < WORTH_STEPS or numbers < WORTH_NUMBERS or not self.decoder.can_read_draws:
+            return self
+        return PreparedSteps(self, rows) if by_onednn(self.decoder_embedding.weight) else self
 
     def forward(self, batch: Batch, *, samples: int = 1, noise: Tensor | None = None) -> VAEOutput:
         """Encodes, draws z and scores the sentences under it.

@@ -34,14 +34,15 @@ class Counted:
 
     def __init__(self, model: Any) -> None:
         self.model, self.start, self.rows = model, model.start, 0
+        self.taken = model.step
 
-    def prepared(self, rows: int) -> Counted:
-        self.model = self.model.prepared(rows)
+    def prepared(self, rows: int, steps: int) -> Counted:
+        self.taken = self.model.prepared(rows, steps).step
         return self
 
     def step(self, tokens: Tensor, z: Tensor, state: Any) -> Any:
         self.rows += len(tokens)
-        return self.model.step(tokens, z, state)
+        return self.taken(tokens, z, state)
 
 
 def decode(model: Any, z: Tensor, settings: dict[str, Any]) -> list[list[int]]:

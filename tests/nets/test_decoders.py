@@ -131,7 +131,8 @@ def test_reading_draws_leaves_weights_as_they_are():
 
 @pytest.mark.parametrize(("cell", "layers", "z_to"), CASES)
 @pytest.mark.parametrize(("kind", "near"), [(torch.float64, 1e-12), (torch.float32, 1e-6)], ids=str)
-def test_steps_with_weights_made_ready_are_those_of_one_call(cell, layers, z_to, kind, near):
+@pytest.mark.parametrize("expected", [2, 9])  # as they are, and laid out
+def test_steps_with_weights_made_ready_are_those_of_one_call(cell, layers, z_to, kind, near, expected):
     torch.manual_seed(0)
     options = {"cell": cell, "hidden_dim": 5, "layers": layers, "z_to": z_to, "z_scale": 0.5}
     decoder = RecurrentDecoder(4, 3, **options).to(kind).eval()
@@ -139,7 +140,7 @@ def test_steps_with_weights_made_ready_are_those_of_one_call(cell, layers, z_to,
     with torch.no_grad():
         whole, end = decoder(embedded, z, decoder.start(z))
         before = [parameter.clone() for parameter in decoder.parameters()]
-        take, state, parts = decoder.steps(3, 2), decoder.start(z), []
+        take, state, parts = decoder.steps(3, expected), decoder.start(z), []
         for t in range(6):
             given = [part.clone() for part in state]
             hidden, after = take(embedded[:, t], z, state)

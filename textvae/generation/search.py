@@ -117,7 +117,8 @@ def _generate(
     if settings.method == "beam":
         at_once = max(1, at_once // settings.beam_size)
     pick = argmax if seeds is None else sampler(settings)
-    model = prepared(model, min(at_once, len(z)) * (settings.beam_size if settings.method == "beam" else 1))
+    rows = min(at_once, len(z)) * (settings.beam_size if settings.method == "beam" else 1)
+    model = prepared(model, rows, settings.max_length)
     recorded = None
     if len(z) and can_be_recorded(model, z, settings):
         rows, count, recorder = min(at_once, len(z)), -(-len(z) // at_once), Recorder(z.device)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from textvae.nets.dropout import of_inputs, read_with_dropped_weights
 from textvae.nets.encoders import CELLS
-from textvae.nets.recurrence import Layer, layer_of, read, step
+from textvae.nets.recurrence import Layer, Step, layer_of, read
 from textvae.registry import Registry
 
 State = tuple[Tensor, ...]  # each (layers, B, H): one tensor for a GRU, (h, c) for an LSTM
@@ -124,8 +124,11 @@ class RecurrentDecoder(nn.Module):
 
     @property
     def can_read_draws(self) -> bool:
-        """Whether `read_draws` knows the weights: not where an export has put other modules in place of torch's."""
-        return all(isinstance(module, nn.RNNBase) for module in (self.rnn, *self.upper))
+        """Whether `read_draws` and `steps` know the weights: not where other modules stand in place of torch's."""
+        return all(
+            type(module) in (nn.LSTM, nn.GRU) and module.bias and not module.bidirectional and not module.proj_size
+            for module in (self.rnn, *self.upper)
+        )
 
     def read_draws(self, embedded: Tensor, z: Tensor, going: Sequence[int]) -> Tensor:
         """Reads sentences under several draws of z each: what `forward` computes, in evaluation and without gradients.
@@ -141,8 +144,9 @@ class RecurrentDecoder(nn.Module):
         samples, flat = z.shape[1], z.flatten(0, 1)
         state, hidden = self.start(flat), embedded
         flat = self._scaled(flat)
-        for i, layer in enumerate(self._weights(z.shape[2], len(flat))):
-            hidden = read(layer, hidden, flat, [part[i] for part in state], going, samples)
+        for i, (layer, joined) in enumerate(self._weights(z.shape[2])):
+            z_here = flat if joined else None
+            hidden = read(layer, hidden, z_here, [part[i] for part in state], going, samples)
         if self.z_to_output is not None:
             shift = self.z_to_output(flat)
             for part in hidden.split([count * samples for count in going]):
@@ -155,12 +159,12 @@ class RecurrentDecoder(nn.Module):
         It is for many steps, of `rows` rows at most, or so: the weights are made ready once, and must not change while
         it is in use. It returns hidden states (R, H) and the state, whose tensors are (layers, R, H), as ever.
         """
-        layers = self._weights(latent_dim, rows)
+        layers = [Step(layer, joined, rows) for layer, joined in self._weights(latent_dim)]
 
         def take(embedded: Tensor, z: Tensor, state: State) -> tuple[Tensor, State]:
             z, hidden, after = self._scaled(z), embedded, []
             for i, layer in enumerate(layers):
-                after.append(step(layer, hidden, z, [part[i] for part in state]))
+                after.append(layer(hidden, z, [part[i] for part in state]))
                 hidden = after[-1][0]
             if self.z_to_output is not None:
                 hidden = hidden + self.z_to_output(z)
@@ -168,11 +172,11 @@ class RecurrentDecoder(nn.Module):
 
         return take
 
-    def _weights(self, latent_dim: int, rows: int) -> list[Layer]:
-        """Those of all layers, as `recurrence` takes them."""
+    def _weights(self, latent_dim: int) -> list[tuple[Layer, int]]:
+        """Those of all layers, as `recurrence` takes them, each with how many dimensions of z join its input."""
         joined = [latent_dim if self.z_to_layers or (self.z_to_input and i == 0) else 0 for i in range(self.layers)]
         stacks = [(self.rnn, i) for i in range(self.rnn.num_layers)] + [(upper, 0) for upper in self.upper]
-        return [layer_of(stack, i, width, rows) for (stack, i), width in zip(stacks, joined)]
+        return [(layer_of(stack, i), width) for (stack, i), width in zip(stacks, joined)]
 
     def _scaled(self, z: Tensor) -> Tensor:
         return z if self.z_scale == 1.0 else z * self.z_scale

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import partial
 from typing import Annotated, Any, NamedTuple
 
 import torch
@@ -15,7 +14,7 @@ from torch.autograd.function import once_differentiable
 
 from textvae.nets import kept
 from textvae.nets.devices import runs_ahead, traced
-from textvae.nets.products import Product, by_onednn
+from textvae.nets.products import Product
 from textvae.registry import Registry
 
 # Logits made at once; 2**23 floats are 32 MiB. Larger pieces gain nothing, smaller ones pay for each
@@ -25,7 +24,6 @@ PIECE_ROWS = 256
 DEVICE_ELEMENTS = 2**27  # on a GPU, without gradients: there a small piece costs more to start than to compute
 # Without gradients no piece needs all of the vocabulary at once, and smaller blocks stay nearer to the cores.
 BLOCK_ROWS, BLOCK_WORDS = 2048, 1280
-WORTH_LAYING_OUT = 1024  # rows that gain by oneDNN what it takes to lay out the weights
 SUMMED_ROWS = 64  # of half precision
 LINE = 16  # float32 numbers in a cache line
 
@@ -63,8 +61,7 @@ class SoftmaxOutput(nn.Module):
     def logits(self, hidden: Tensor) -> Tensor:
         """Returns (..., V) float32 unnormalised log-probabilities of hidden states (..., H)."""
         if hidden.dim() == 2 and _by_powers(hidden) and not torch.is_grad_enabled():
-            room = _room(hidden, len(hidden), len(self.weight))
-            return _product(hidden, (self.weight, self.bias), room).float()
+            return _product(hidden, self.weight, self.bias, _room(hidden, len(hidden), len(self.weight))).float()
         return F.linear(hidden, self.weight, self.bias).float()
 
     def steps(self, rows: int) -> Callable[[Tensor], Tensor]:
@@ -134,10 +131,8 @@ def _room(like: Tensor, rows: int, columns: int) -> Tensor:
     return like.new_empty(rows, -(-columns // LINE) * LINE)[:, :columns]
 
 
-def _product(hidden: Tensor, block: tuple[Tensor, Tensor | None], room: Tensor) -> Tensor:
-    """W h + b, of a weight and a bias, written into a room."""
-    weight, bias = block
-    out = room[: len(hidden), : len(weight)]
+def _product(hidden: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> Tensor:
+    """W h + b, written to `out`."""
     return torch.mm(hidden, weight.T, out=out) if bias is None else torch.addmm(bias, hidden, weight.T, out=out)
 
 
@@ -148,20 +143,15 @@ def _moderate(log_sums: Tensor) -> bool:
 
 def _in_blocks(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor | None:
     """log p(target), (N,), summed up block after block of the vocabulary; None where logits are too large for that."""
+    room = _room(hidden, min(BLOCK_ROWS, len(hidden)), min(BLOCK_WORDS, len(weight)))
     weight, bias = weight.to(hidden.dtype), None if bias is None else bias.to(hidden.dtype)
     words = weight.split(BLOCK_WORDS)
     biases = [None] * len(words) if bias is None else (bias * LOG2_E).split(BLOCK_WORDS)
-    logits_of: list[Callable[[Tensor], Tensor]]
-    if len(hidden) >= WORTH_LAYING_OUT and by_onednn(weight):
-        logits_of = [Product(*block) for block in zip(words, biases)]
-    else:
-        room = _room(hidden, min(BLOCK_ROWS, len(hidden)), min(BLOCK_WORDS, len(weight)))
-        logits_of = [partial(_product, block=block, room=room) for block in zip(words, biases)]
     result = []
     for part, chosen in zip(hidden.split(BLOCK_ROWS), targets.split(BLOCK_ROWS)):
         scaled, sums = part * LOG2_E, part.new_zeros(len(part))
-        for of_block in logits_of:
-            sums += of_block(scaled).exp2_().sum(1)
+        for of_words, of_bias in zip(words, biases):
+            sums += _product(scaled, of_words, of_bias, room[: len(part), : len(of_words)]).exp2_().sum(1)
         log_sums = sums.log2_()
         if not _moderate(log_sums):
             return None

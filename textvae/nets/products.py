@@ -1,8 +1,8 @@
 """Products with the same weights many times over, without gradients: on a CPU the weights are laid out for it once.
 
 torch gives a product in float32 to MKL, which lays out the weights anew each time; for a few rows that is most of what
-it does. oneDNN takes weights that are laid out already, by the operators that torch's own compiler writes down for a
-linear layer. What comes out is the same to rounding.
+it does. oneDNN takes weights that are laid out already, by operators that torch's compiler writes down for linear
+layers. What comes out is the same to rounding.
 """
 
 from __future__ import annotations
@@ -29,9 +29,13 @@ def by_onednn(weight: Tensor) -> bool:
     if torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
         return False
     own: Any = torch.backends.mkldnn
-    return bool(own.is_available() and own.enabled) and all(
-        hasattr(torch.ops.mkldnn, name) for name in ("_linear_pointwise", "_reorder_linear_weight")
-    )
+    operators: Any = torch.ops.mkldnn
+    if not (own.is_available() and own.enabled):
+        return False
+    if not all(hasattr(operators, name) for name in ("_linear_pointwise", "_reorder_linear_weight")):
+        return False
+    # Arm's library, where oneDNN has it, takes no product with something added.
+    return not (hasattr(operators, "_is_mkldnn_acl_supported") and operators._is_mkldnn_acl_supported())
 
 
 class Product:
