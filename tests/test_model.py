@@ -132,7 +132,7 @@ def test_prepared_steps_are_the_models_own_whatever_the_number_of_rows(latent_di
 
 
 @pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch was built without oneDNN")
-def test_steps_are_not_prepared_where_something_would_be_lost(worth_preparing):
+def test_steps_are_not_prepared_where_something_would_be_lost(worth_preparing, monkeypatch):
     model = small_model(input_dropout=0.5).float().eval()
 
     def refused() -> bool:
@@ -142,6 +142,9 @@ def test_steps_are_not_prepared_where_something_would_be_lost(worth_preparing):
     with torch.no_grad():
         assert not refused()
         assert model.prepared(9, 15) is model  # too few steps
+        monkeypatch.setattr(model_module, "WORTH_NUMBERS", 6 * VOCABULARY + 1)
+        assert refused()  # too small
+        monkeypatch.setattr(model_module, "WORTH_NUMBERS", 6 * VOCABULARY)
         with torch.autocast("cpu", torch.bfloat16):
             assert refused()
         for part in (model, model.decoder, model.decoder.input_dropout):

@@ -145,8 +145,8 @@ class RecurrentDecoder(nn.Module):
         state, hidden = self.start(flat), embedded
         flat = self._scaled(flat)
         for i, (layer, joined) in enumerate(self._weights(z.shape[2])):
-            z_here = flat if joined else None
-            hidden = read(layer, hidden, z_here, [part[i] for part in state], going, samples)
+            beside = flat if joined else None
+            hidden = read(layer, hidden, beside, [part[i] for part in state], going, samples)
         if self.z_to_output is not None:
             shift = self.z_to_output(flat)
             for part in hidden.split([count * samples for count in going]):

@@ -66,12 +66,8 @@ def read(
     rows = [count * samples for count in going]
     hidden, room = state[0], torch.empty(rows[0], len(layer.input), dtype=below.dtype)
     written = torch.empty(sum(rows), hidden.shape[1], dtype=below.dtype)
-    # The state's bias of a GRU's candidate is weighed by its reset gate: it stays with the state's product.
-    bias = layer.input_bias + layer.state_bias if layer.lstm else layer.input_bias
-    words, latent = layer.input, bias.expand(rows[0], -1)
-    if z is not None:
-        words, of_z = layer.input.split([layer.input.shape[1] - z.shape[1], z.shape[1]], dim=1)
-        latent = F.linear(z, of_z, bias)
+    words, of_z, bias = _of_input(layer, 0 if z is None else z.shape[1])
+    latent = bias.expand(rows[0], -1) if z is None else F.linear(z, of_z, bias)
     latent = latent.unflatten(0, (-1, samples))  # (B, S, G * H)
     shared = F.linear(below, words) if below.dim() == 3 else None  # (B, T, G * H)
     begin = 0
@@ -84,10 +80,11 @@ def read(
             of_draws.copy_(once)
             inputs.addmm_(below[begin : begin + count], words.T)
         out = written[begin : begin + count]
+        before = hidden[:count]
         if layer.lstm:
-            _lstm(layer, inputs, hidden[:count], state[1][:count], out)
+            _lstm(inputs.addmm_(before, layer.state.T), state[1][:count], out)
         else:
-            _gru(layer, inputs, hidden[:count], out)
+            _gru(inputs, torch.addmm(layer.state_bias, before, layer.state.T), before, out)
         hidden, begin = out, begin + count
     return written
 
@@ -103,11 +100,9 @@ class Step:
 
     def __init__(self, layer: Layer, joined: int, rows: int) -> None:
         self.lstm = layer.lstm
-        # The state's bias of a GRU's candidate is weighed by its reset gate: it stays with the state's product.
-        bias = layer.input_bias + layer.state_bias if layer.lstm else layer.input_bias
-        of_words, of_latent = layer.input.split([layer.input.shape[1] - joined, joined], dim=1)
-        self.words = Product(of_words, bias, rows=rows)
-        self.latent = Product(of_latent, rows=rows) if joined else None
+        words, of_z, bias = _of_input(layer, joined)
+        self.words = Product(words, bias, rows=rows)
+        self.latent = Product(of_z, rows=rows) if joined else None
         self.state = Product(layer.state, None if layer.lstm else layer.state_bias, rows=rows)
 
     def __call__(self, inputs: Tensor, z: Tensor, state: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -121,33 +116,33 @@ class Step:
         gates = self.words(inputs)
         if self.latent is not None:
             gates = self.latent.added(z, gates)
-        return self._lstm(gates, *state) if self.lstm else self._gru(gates, *state)
-
-    def _lstm(self, inputs: Tensor, hidden: Tensor, cell: Tensor) -> tuple[Tensor, ...]:
-        gates = self.state.added(hidden, inputs).sigmoid_()
-        keep_in, forget, candidate, output = gates.chunk(4, dim=1)
-        cell = (cell * forget).addcmul_(keep_in, candidate.mul_(2).sub_(1))
-        return (cell * 2).sigmoid_().mul_(2).sub_(1).mul_(output), cell
-
-    def _gru(self, inputs: Tensor, hidden: Tensor) -> tuple[Tensor, ...]:
-        width, of_state = hidden.shape[1], self.state(hidden)
-        reset, update = inputs[:, : 2 * width].add_(of_state[:, : 2 * width]).sigmoid_().chunk(2, dim=1)
-        candidate = inputs[:, 2 * width :].addcmul_(reset, of_state[:, 2 * width :]).sigmoid_().mul_(2).sub_(1)
-        return (torch.lerp(candidate, hidden, update),)
+        hidden, out = state[0], torch.empty_like(state[0])
+        if not self.lstm:
+            _gru(gates, self.state(hidden), hidden, out)
+            return (out,)
+        cell = state[1].clone()
+        _lstm(self.state.added(hidden, gates), cell, out)
+        return out, cell
 
 
-def _lstm(layer: Layer, gates: Tensor, hidden: Tensor, cell: Tensor, out: Tensor) -> None:
-    """From the input product and h before to h in `out`; c is overwritten, the gates too."""
-    gates.addmm_(hidden, layer.state.T).sigmoid_()
-    keep_in, forget, candidate, output = gates.chunk(4, dim=1)
+def _of_input(layer: Layer, joined: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The weights of the words and of z, of D dimensions, that is joined to them, and the bias of both."""
+    # The state's bias of a GRU's candidate is weighed by its reset gate: it stays with the state's product.
+    bias = layer.input_bias + layer.state_bias if layer.lstm else layer.input_bias
+    words, of_z = layer.input.split([layer.input.shape[1] - joined, joined], dim=1)
+    return words, of_z, bias
+
+
+def _lstm(gates: Tensor, cell: Tensor, out: Tensor) -> None:
+    """From the products of input and state to h in `out`; c and the products are overwritten."""
+    keep_in, forget, candidate, output = gates.sigmoid_().chunk(4, dim=1)
     cell.mul_(forget).addcmul_(keep_in, candidate.mul_(2).sub_(1))
     torch.mul(cell, 2, out=out).sigmoid_().mul_(2).sub_(1).mul_(output)
 
 
-def _gru(layer: Layer, inputs: Tensor, hidden: Tensor, out: Tensor) -> None:
-    """From the input product and h before to h in `out`; the input product is overwritten."""
+def _gru(inputs: Tensor, of_state: Tensor, hidden: Tensor, out: Tensor) -> None:
+    """From the products of input and state and h before to h in `out`; the input's product is overwritten."""
     width = hidden.shape[1]
-    of_state = torch.addmm(layer.state_bias, hidden, layer.state.T)
     reset, update = inputs[:, : 2 * width].add_(of_state[:, : 2 * width]).sigmoid_().chunk(2, dim=1)
     candidate = inputs[:, 2 * width :].addcmul_(reset, of_state[:, 2 * width :]).sigmoid_().mul_(2).sub_(1)
     torch.lerp(candidate, hidden, update, out=out)
